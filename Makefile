@@ -1,0 +1,49 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up a virtual environment in .venv once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := runner,demo,testing,dev
+
+.PHONY: help venv demo test slow lint types check bench publish exhaust clean
+
+help:  ## What can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+venv: $(STAMP)  ## Set up the virtual environment, once
+
+# torch first and alone: the constraints file names the one tested version, and a CPU build of it serves where no GPU is.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip==26.3'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	mkdir -p $(VENV)/links/steelyard
+	for folder in results sim policies runner; do ln -sfn ../../../$$folder $(VENV)/links/steelyard/$$folder; done
+	touch $@
+
+demo: $(STAMP)  ## The whole loop on this machine: calibrate, simulate, search, replay, compare, report
+	$(BIN)/steelyard demo
+
+test: $(STAMP)  ## Tests (without slow ones and benchmarks), with coverage by folder
+	$(BIN)/pytest -n 2 -m 'not slow and not bench' --cov --cov-report=term
+
+slow: $(STAMP)  ## Tests that take longer: real lanes, kills, whole loops
+	$(BIN)/pytest -m 'slow and not bench'
+
+lint: $(STAMP)  ## Style, types, import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p steelyard
+	$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP)  ## Benchmarks: ratios measured side by side in one run
+	$(BIN)/pytest -m bench -s tests/bench
+
+publish: $(STAMP)  ## Write results/scoreboard/ from a demo and the benchmarks: the figures that the README quotes
+	$(BIN)/python tests/publish.py
+
+clean:  ## Remove what the tools left, not the runs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,117 @@
+"""Policies: who gets how much of the work. The registry, and policies from text."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..results.errors import InputError
+from ..sim.spec import parse_file, parse_value
+from ..sim.view import Policy
+from ._base import Choice, Parameter, Range, parameters, searchable
+
+REGISTRY: dict[str, str] = {
+    "uniform": "steelyard.policies.proportional:Uniform",
+    "flops": "steelyard.policies.proportional:Flops",
+    "throughput": "steelyard.policies.proportional:Throughput",
+    "linear-cost": "steelyard.policies.linear_cost:LinearCost",
+    "makespan": "steelyard.policies.makespan:Makespan",
+    "attention": "steelyard.policies.attention:Attention",
+}
+"""Name -> class. A new policy is one new file and one line here."""
+
+__all__ = ["REGISTRY", "Choice", "Range", "make_policy", "parameters", "policy_class", "policy_from_text", "searchable"]
+
+
+def policy_class(name: str) -> type:
+    """The class of a registered name, or of ``package.module:Class``.
+
+    Raises:
+        InputError: unknown name; the module or class cannot be imported.
+    """
+    target = REGISTRY.get(name, name)
+    if ":" not in target:
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REGISTRY)}, or package.module:Class"
+        raise InputError("policy", f"{name!r} is unknown", hint)
+    module_name, _, class_name = target.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # a user's own policy lies where the command is run
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            "policy", f"cannot import {module_name!r}: {error}", "check the name and the folder"
+        ) from error
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type) or not callable(getattr(found, "allocate", None)):
+        raise InputError("policy", f"{module_name} has no policy class {class_name!r}", "a class with allocate(view)")
+    return found
+
+
+def make_policy(name: str, values: Mapping[str, Any] | None = None) -> Policy:
+    """A policy with some of its parameters set.
+
+    Raises:
+        InputError: unknown policy or parameter, a value of the wrong type or out of range.
+    """
+    kind = policy_class(name)
+    known = {each.name: each for each in parameters(kind)}
+    checked = {}
+    for key, value in (values or {}).items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+            raise InputError(f"policy.{name}.{key}", "unknown parameter", hint)
+        checked[key] = _checked(known[key], value, f"policy.{name}.{key}")
+    policy: Policy = kind(**checked)
+    return policy
+
+
+def policy_from_text(text: str) -> Policy:
+    """A policy from the command line: ``name``, ``name:key=value:key=value``, ``module:Class``, or a ``best.toml``.
+
+    Raises:
+        InputError: see :func:`make_policy`.
+    """
+    if text.endswith(".toml"):
+        return _from_file(Path(text))
+    parts = text.split(":")
+    settings = [part for part in parts if "=" in part]
+    name = ":".join(part for part in parts if "=" not in part)
+    values = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        values[key.strip()] = parse_value(value.strip())
+    return make_policy(name, values)
+
+
+def _from_file(file: Path) -> Policy:
+    document = parse_file(file)
+    entry = document.get("policy")
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise InputError(f"{file}: policy", "has no name", "`steelyard search` writes such a file")
+    values = entry.get("parameters", {})
+    if not isinstance(values, dict):
+        raise InputError(f"{file}: policy.parameters", "is not a table", "`steelyard search` writes such a file")
+    return make_policy(entry["name"], values)
+
+
+def _checked(parameter: Parameter, value: Any, path: str) -> Any:
+    space = parameter.space
+    if isinstance(space, Choice):
+        if not any(value == option and type(value) is type(option) for option in space.options):
+            raise InputError(path, f"is {value!r}", f"one of {', '.join(map(str, space.options))}")
+        return value
+    if isinstance(space, Range):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not space.low <= value <= space.high:
+            raise InputError(path, f"is {value!r}", f"a number from {space.low:g} to {space.high:g}")
+        return float(value) if parameter.type is float else value
+    if not isinstance(value, parameter.type):
+        raise InputError(path, f"is {value!r}", f"takes {parameter.type.__name__}")
+    return value

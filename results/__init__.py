@@ -1,0 +1,1 @@
+"""Records of runs: what they hold, where they lie, how they compare."""

@@ -1,0 +1,345 @@
+"""How far prediction and measurement lie apart: error, rank agreement, regret, coverage, noise floor.
+
+Everything is computed from the step times of the measured launches, by the statistics of :mod:`.metrics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from .errors import InputError
+from .ledger import step_times
+from .metrics import Launches, binomial_p_value, bootstrap_interval, kendall_tau, median, regret_percent
+from .record import SCHEMA_VERSION, Record, Run, digest
+
+BASELINE_POLICY = "uniform"
+"""What the speed-up is measured against."""
+JUDGED_FROM = 50
+"""Coverage of fewer observations is printed with its count and not judged."""
+FIDELITIES = ("datasheet", "calibrated", "profiled")
+"""Weakest first."""
+
+
+class Predicted(Record):
+    """What was predicted of a plan's step time, in seconds."""
+
+    p10_s: float
+    p50_s: float
+    p90_s: float
+    interval_s: tuple[float, float]
+    """80 % interval of the median of a fresh launch."""
+
+
+class Measured(Record):
+    """What was measured of a plan's step time, in seconds."""
+
+    median_s: float
+    interval_s: tuple[float, float]
+    """80 % bootstrap interval of the median, over launches."""
+    launch_medians_s: list[float]
+
+
+class PlanRow(Record):
+    """One plan: who decided what, what was predicted, and what was measured."""
+
+    label: str
+    policy: str
+    parameters: dict[str, Any]
+    plan: dict[str, int]
+    """Samples per step of each device."""
+    plan_sha256: str
+    fidelity: str
+    lower_bound_step_time_s: float
+    predicted: Predicted
+    measured: Measured | None = None
+    error_percent: float | None = None
+    """100 (predicted p50 / measured median - 1): above 0 the prediction was too slow."""
+    twin_of: str | None = None
+    """Label of the plan of which this is the A/A repetition; such a row enters no metric but the noise floor."""
+    busy: bool = False
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per step of all devices."""
+        return sum(self.plan.values())
+
+
+class Comparison(Record):
+    """The verdict over all plans that were predicted and measured; percents are signed unless said otherwise."""
+
+    schema_version: int = SCHEMA_VERSION
+    scenario: str
+    fidelity: str
+    """The weakest among the predictions."""
+    launches: int
+    plans: list[PlanRow]
+    picked: str
+    """Label of the plan with the least predicted median."""
+    measured_best: str
+    """Label of the plan with the least measured median."""
+    mean_error_percent: float
+    mape_percent: float
+    mape_drift_adjusted_percent: float | None
+    """The same after each prediction is multiplied by the drift of its devices since calibration: a diagnostic."""
+    worst_error_percent: float
+    """Largest absolute error, without its sign."""
+    worst_signed_error_percent: float
+    worst_plan: str
+    kendall_tau: float | None
+    kendall_pairs: int
+    """Pairs of plans that differ by more than twice the noise floor: those that tau is taken over."""
+    kendall_pairs_total: int
+    regret_percent: float | None
+    coverage_percent: float
+    coverage_count: int
+    coverage_judged: bool
+    coverage_p_value: float | None
+    """Exact binomial test against 80 %; taken only where coverage is judged."""
+    interval_width_percent: float
+    """Mean width of the predicted intervals, of the predicted median."""
+    noise_floor_percent: float | None
+    speedup_over_uniform: float | None
+    busy: bool
+    notes: list[str] = Field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A row with the step times behind its measured side, and the drift of its devices (1.0: none; None: unknown)."""
+
+    row: PlanRow
+    launches: Launches
+    drift: float | None = None
+
+    @property
+    def predicted_s(self) -> float:
+        """Predicted median step time in seconds."""
+        return self.row.predicted.p50_s
+
+    @property
+    def measured_s(self) -> float:
+        """Measured median step time in seconds."""
+        return median(self.launches.values())
+
+
+def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
+    """Hold each measured run against the simulated run that predicted it.
+
+    Args:
+        runs: measured runs and their predictions, in any order; simulated runs that predict none of them are left out.
+        seed: of the bootstrap.
+
+    Raises:
+        InputError: no run was measured, one lacks its prediction, two share a label, or they are not of one study.
+    """
+    pairs = paired(runs, seed=seed)
+    if not pairs:
+        raise InputError(
+            "runs", "none of them was measured", "`steelyard replay` measures; `report` shows simulated runs"
+        )
+    own = [pair for pair in pairs if pair.row.twin_of is None]
+    if not own:
+        raise InputError("runs", "hold an A/A twin alone", "give the whole folder of the replay")
+    notes = list(dict.fromkeys(note for run in runs if run.manifest.kind == "measured" for note in run.manifest.notes))
+    floor = noise_floor_percent(pairs, notes)
+    picked = min(own, key=lambda pair: (pair.predicted_s, pair.row.label))
+    best = min(own, key=lambda pair: (pair.measured_s, pair.row.label))
+    return Comparison(
+        scenario=str(runs[0].manifest.scenario.get("name", "")),
+        fidelity=weakest(pair.row.fidelity for pair in own),
+        launches=min(len(pair.launches) for pair in own),
+        plans=[pair.row for pair in pairs],
+        picked=picked.row.label,
+        measured_best=best.row.label,
+        noise_floor_percent=floor,
+        speedup_over_uniform=_speedup(own, picked, notes),
+        busy=any(pair.row.busy for pair in pairs),
+        **_errors(own),
+        **_ranking(own, floor, seed, notes),
+        **_coverage(own, notes),
+        notes=notes,
+    )
+
+
+def paired(runs: Sequence[Run], *, seed: int = 0) -> list[Pair]:
+    """Each measured run with its prediction, in order of predicted time, twins last.
+
+    Raises:
+        InputError: see :func:`compare`.
+    """
+    predictions = {run.manifest.run_id: run for run in runs if run.manifest.kind == "simulated"}
+    measured = [run for run in runs if run.manifest.kind == "measured"]
+    _require_one_study([*measured, *(predictions[each] for each in _predicted_ids(measured) if each in predictions)])
+    pairs = []
+    for run in measured:
+        prediction = predictions.get(run.manifest.predicted_run_id or "")
+        if prediction is None:
+            raise InputError(
+                f"run {run.manifest.label!r}",
+                "was measured, and its prediction is not among the runs",
+                "give the whole folder of the replay",
+            )
+        pairs.append(_pair(prediction, run, seed))
+    return sorted(pairs, key=lambda pair: (pair.row.twin_of is not None, pair.predicted_s, pair.row.label))
+
+
+def plan_row(prediction: Run) -> PlanRow:
+    """The row of a simulated run, its measured side empty."""
+    summary, manifest = prediction.summary, prediction.manifest
+    times = summary.step_time_s
+    for value in (times.p10, times.p50, times.p90, *summary.median_interval_s):
+        _require_positive(value, f"run {manifest.label!r}: step_time_s")
+    return PlanRow(
+        label=manifest.label,
+        policy=manifest.policy.name,
+        parameters=manifest.policy.parameters,
+        plan={name: ledger.samples for name, ledger in summary.devices.items()},
+        plan_sha256=manifest.plan_sha256,
+        fidelity=summary.fidelity,
+        lower_bound_step_time_s=summary.lower_bound_step_time_s,
+        predicted=Predicted(p10_s=times.p10, p50_s=times.p50, p90_s=times.p90, interval_s=summary.median_interval_s),
+    )
+
+
+def _pair(prediction: Run, run: Run, seed: int) -> Pair:
+    launches = {launch: times for launch, times in step_times(run.events).items() if times}
+    if not launches:
+        raise InputError(f"run {run.manifest.label!r}", "has no measured step", "replay again")
+    for times in launches.values():
+        _require_positive(min(times), f"run {run.manifest.label!r}: events")
+    row = plan_row(prediction)
+    middle = median(launches.values())
+    measured = Measured(
+        median_s=middle,
+        interval_s=bootstrap_interval(list(launches.values()), seed),
+        launch_medians_s=[median([times]) for times in launches.values()],
+    )
+    contention = _mapping(run.manifest.provenance.get("contention"))
+    update = {
+        "label": run.manifest.label,
+        "measured": measured,
+        "error_percent": 100 * (row.predicted.p50_s / middle - 1),
+        "twin_of": run.manifest.twin_of,
+        "busy": bool(contention.get("busy")),
+    }
+    used = [name for name, samples in row.plan.items() if samples]
+    return Pair(row=row.model_copy(update=update), launches=launches, drift=_drift(contention, used))
+
+
+def noise_floor_percent(pairs: Sequence[Pair], notes: list[str]) -> float | None:
+    """How far the same plan is from itself, |twin / original - 1|; the largest where there are several twins."""
+    originals = {pair.row.label: pair for pair in pairs if pair.row.twin_of is None}
+    found = []
+    for twin in (pair for pair in pairs if pair.row.twin_of is not None):
+        original = originals.get(twin.row.twin_of or "")
+        if original is None:
+            notes.append(f"the twin of {twin.row.twin_of!r} has no original among the runs")
+        else:
+            found.append(100 * abs(twin.measured_s / original.measured_s - 1))
+    if not found:
+        notes.append("no noise floor: no plan was measured twice")
+    return max(found, default=None)
+
+
+def weakest(fidelities: Iterable[str]) -> str:
+    """The least of some fidelities: datasheet, calibrated, profiled."""
+    found = set(fidelities)
+    return next((each for each in FIDELITIES if each in found), ", ".join(sorted(found)))
+
+
+def _errors(pairs: Sequence[Pair]) -> dict[str, Any]:
+    errors = [100 * (pair.predicted_s / pair.measured_s - 1) for pair in pairs]
+    worst = max(range(len(errors)), key=lambda i: abs(errors[i]))
+    adjusted = [
+        abs(100 * (pair.predicted_s * pair.drift / pair.measured_s - 1)) for pair in pairs if pair.drift is not None
+    ]
+    return {
+        "mean_error_percent": sum(errors) / len(errors),
+        "mape_percent": sum(map(abs, errors)) / len(errors),
+        "mape_drift_adjusted_percent": sum(adjusted) / len(adjusted) if len(adjusted) == len(pairs) else None,
+        "worst_error_percent": abs(errors[worst]),
+        "worst_signed_error_percent": errors[worst],
+        "worst_plan": pairs[worst].row.label,
+    }
+
+
+def _ranking(pairs: Sequence[Pair], floor: float | None, seed: int, notes: list[str]) -> dict[str, Any]:
+    predicted = [pair.predicted_s for pair in pairs]
+    tau, judged = kendall_tau(predicted, [pair.measured_s for pair in pairs], 2 * (floor or 0.0))
+    if tau is None:
+        notes.append("no rank agreement: no two plans differ by more than twice the noise floor")
+    regret = regret_percent(predicted, [pair.launches for pair in pairs], seed)
+    if regret is None:
+        notes.append("no regret: it takes two launches, one to choose the best plan and one to score it")
+    total = len(pairs) * (len(pairs) - 1) // 2
+    return {"kendall_tau": tau, "kendall_pairs": judged, "kendall_pairs_total": total, "regret_percent": regret}
+
+
+def _coverage(pairs: Sequence[Pair], notes: list[str]) -> dict[str, Any]:
+    inside = count = 0
+    widths = []
+    for pair in pairs:
+        low, high = pair.row.predicted.interval_s
+        widths.append(100 * (high - low) / pair.predicted_s)
+        count += len(pair.launches)
+        inside += sum(low <= median([times]) <= high for times in pair.launches.values())
+    judged = count >= JUDGED_FROM
+    if not judged:
+        notes.append(f"coverage is not judged: {count} observations, it takes {JUDGED_FROM}")
+    return {
+        "coverage_percent": 100 * inside / count,
+        "coverage_count": count,
+        "coverage_judged": judged,
+        "coverage_p_value": binomial_p_value(inside, count) if judged else None,
+        "interval_width_percent": sum(widths) / len(widths),
+    }
+
+
+def _speedup(pairs: Sequence[Pair], picked: Pair, notes: list[str]) -> float | None:
+    uniform = next((pair for pair in pairs if pair.row.policy == BASELINE_POLICY), None)
+    if uniform is None:
+        notes.append(f"no speed-up: the {BASELINE_POLICY} plan was not measured")
+        return None
+    return uniform.measured_s / picked.measured_s
+
+
+def _predicted_ids(measured: Sequence[Run]) -> list[str]:
+    return [run.manifest.predicted_run_id for run in measured if run.manifest.predicted_run_id is not None]
+
+
+def _require_one_study(runs: Sequence[Run]) -> None:
+    """Times of different work or devices have no common order, and labels tell the rows apart."""
+    if len({_study(run) for run in runs}) > 1:
+        raise InputError("runs", "are of different workloads or devices", "compare one scenario at a time")
+    labels = [run.manifest.label for run in runs if run.manifest.kind == "measured" and run.manifest.twin_of is None]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise InputError("runs", f"two measured runs are named {twice[0]!r}", "compare one replay at a time")
+
+
+def _study(run: Run) -> str:
+    """Digest of workload and devices. Profiles are left out: a plan's own sizes are held out of what predicts it."""
+    return digest([run.manifest.scenario.get("workload"), sorted(run.summary.devices)])
+
+
+def _drift(contention: Mapping[str, Any], devices: Sequence[str]) -> float | None:
+    """Mean drift of some devices since calibration as a factor on time; None where one of them was not checked."""
+    drift = _mapping(contention.get("drift_percent"))
+    values = [drift.get(name) for name in devices]
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return 1 + sum(numbers) / len(numbers) / 100 if numbers and len(numbers) == len(values) else None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    """Provenance is free-form: what is not a table tells nothing."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _require_positive(value: float, path: str) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(path, f"is {value!r}, a time is above 0", "the run folder is damaged; make the run again")

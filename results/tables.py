@@ -1,0 +1,179 @@
+"""Tables of text: plans, headline figures, ledgers, provenance; the same rows for the terminal and the HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from .compare import Comparison, PlanRow
+from .record import LEDGER_LINES, Run
+
+NAME_LENGTH = 30
+"""Names in figures are cut to this length."""
+VALUE_LENGTH = 300
+NONE = "-"
+
+
+def plan_table(comparison: Comparison) -> list[dict[str, str]]:
+    """One row of text per plan of a comparison, keyed by column title, best prediction first, twins last."""
+    return table_rows(comparison.plans)
+
+
+def table_rows(rows: Sequence[PlanRow]) -> list[dict[str, str]]:
+    """One row of text per plan, keyed by column title; the measured columns only where some plan was measured."""
+    measured = any(row.measured is not None for row in rows)
+    return [{**_predicted_cells(row), **(_measured_cells(row) if measured else {})} for row in rows]
+
+
+def _predicted_cells(row: PlanRow) -> dict[str, str]:
+    return {
+        "policy": plan_name(row),
+        "parameters": parameters(row.parameters) or NONE,
+        "samples": "+".join(str(samples) for samples in row.plan.values()),
+        "p10 ms": milliseconds(row.predicted.p10_s),
+        "p50 ms": milliseconds(row.predicted.p50_s),
+        "p90 ms": milliseconds(row.predicted.p90_s),
+    }
+
+
+def _measured_cells(row: PlanRow) -> dict[str, str]:
+    return {
+        "measured ms": NONE if row.measured is None else milliseconds(row.measured.median_s),
+        "80 % interval": NONE if row.measured is None else interval(row.measured.interval_s),
+        "error": percent(row.error_percent),
+    }
+
+
+def plan_name(row: PlanRow) -> str:
+    """The policy, with the run's own name before it when it has one, and what it is the twin of."""
+    own = row.label.partition("(")[0].strip()
+    name = row.policy if row.twin_of or own == row.policy else f"{row.label}: {row.policy}"
+    return f"{name}, again (A/A twin)" if row.twin_of else name
+
+
+def short_name(row: PlanRow) -> str:
+    """A name for a figure: the policy or the run's own name, cut to length, and the split of the batch."""
+    own = row.policy if row.label.startswith(f"{row.policy}(") else row.label
+    name = f"{row.policy}, again" if row.twin_of else own
+    shares = [str(samples) for samples in row.plan.values()]
+    split = "+".join(shares) if len(shares) <= 4 else f"on {sum(map(bool, row.plan.values()))} devices"
+    return f"{name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + '…'} {split}"
+
+
+def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """The figures to read first: name, value with unit, and what it means in one line."""
+    each = comparison
+    tau = (
+        f"over {each.kendall_pairs} of {each.kendall_pairs_total} pairs of plans: those apart by twice the noise floor"
+    )
+    judged = (
+        f"80 % expected; p = {each.coverage_p_value:.2g}"
+        if each.coverage_p_value is not None
+        else "not judged under 50"
+    )
+    adjusted = each.mape_drift_adjusted_percent
+    drift = "" if adjusted is None else f"; {adjusted:.1f} % after each device's drift since calibration"
+    return [
+        (
+            "mean absolute error",
+            percent(each.mape_percent, sign=False),
+            f"of the median step time, {each.fidelity} predictions{drift}",
+        ),
+        ("worst error", percent(each.worst_signed_error_percent), f"{each.worst_plan}; above 0: predicted too slow"),
+        ("mean error", percent(each.mean_error_percent), "with its sign: the bias"),
+        ("rank agreement", NONE if each.kendall_tau is None else f"{each.kendall_tau:.2f}", f"Kendall's tau {tau}"),
+        (
+            "regret",
+            percent(each.regret_percent),
+            "how much slower the simulator's pick is than the truly best plan; below 0: noise",
+        ),
+        (
+            "coverage",
+            percent(each.coverage_percent, sign=False),
+            f"of {each.coverage_count} launch medians in the predicted interval ({judged}); "
+            f"mean width {each.interval_width_percent:.1f} %",
+        ),
+        ("noise floor", percent(each.noise_floor_percent, sign=False), "the same plan measured against itself (A/A)"),
+        (
+            "speed-up over uniform",
+            NONE if each.speedup_over_uniform is None else f"{each.speedup_over_uniform:.2f} x",
+            f"of the simulator's pick, {each.picked}, as measured",
+        ),
+    ]
+
+
+def headlines(comparison: Comparison) -> list[str]:
+    """The same figures as lines for a terminal, a busy host first and the notes last."""
+    busy = ["the host was busy: read the errors with that in mind"] if comparison.busy else []
+    lines = [f"{name}: {value} ({meaning})" for name, value, meaning in facts(comparison)]
+    return [*busy, *lines, *(f"note: {note}" for note in comparison.notes)]
+
+
+def ledger_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Where the mean step of each device went, in ms: a row per device and run, without lines that are 0 everywhere."""
+    entries = [(name, run, run.summary.devices[name]) for name in runs[0].summary.devices for run in runs]
+    used = [line for line in LEDGER_LINES if any(getattr(ledger, line) > 1e-9 for _, _, ledger in entries)]
+    return [
+        {
+            "device": name,
+            "run": run.manifest.kind,
+            "samples": str(ledger.samples),
+            **{f"{line.removesuffix('_s')} ms": milliseconds(getattr(ledger, line)) for line in used},
+            "step ms": milliseconds(ledger.total_s()),
+            "busy": percent(100 * ledger.utilisation(), sign=False),
+        }
+        for name, run, ledger in entries
+    ]
+
+
+def provenance_table(run: Run) -> list[tuple[str, str]]:
+    """Name and value of everything that tells how a run came to be, nested tables as dotted names."""
+    manifest = run.manifest
+    own = {
+        "run": manifest.run_id,
+        "kind": manifest.kind,
+        "fidelity": run.summary.fidelity,
+        "plan sha256": manifest.plan_sha256,
+        "policy source sha256": manifest.policy.source_sha256,
+        "prediction sha256": manifest.prediction_sha256,
+        "seed": manifest.seed,
+        "model version": manifest.model_version,
+        "schema version": manifest.schema_version,
+        "launches": run.summary.launches,
+        "steps": run.summary.steps,
+    }
+    return [(name, text[:VALUE_LENGTH]) for name, text in _flat({**own, **manifest.provenance}, "")]
+
+
+def milliseconds(seconds: float) -> str:
+    """A time in ms, to four digits and no further than the microsecond."""
+    value = 1e3 * seconds
+    digits = 0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 10 else 3
+    return f"{value:.{digits}f}"
+
+
+def interval(times_s: tuple[float, float]) -> str:
+    """Both ends of an interval of time, in ms."""
+    return f"{milliseconds(times_s[0])} to {milliseconds(times_s[1])}"
+
+
+def percent(value: float | None, *, sign: bool = True) -> str:
+    """A percentage with one decimal, never minus zero; a dash for None."""
+    if value is None:
+        return NONE
+    rounded = round(value, 1) + 0.0
+    return f"{rounded:+.1f} %" if sign and rounded else f"{rounded:.1f} %"
+
+
+def parameters(values: Mapping[str, Any]) -> str:
+    """Hyper-parameters in one line."""
+    shown = (f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}" for name, value in values.items())
+    return ", ".join(shown)
+
+
+def _flat(value: object, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif value is not None and value != "":
+        yield name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

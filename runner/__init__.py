@@ -1,0 +1,1 @@
+"""Real devices: lanes, calibration, replay, and the command line."""

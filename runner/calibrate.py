@@ -1,0 +1,476 @@
+"""calibrate(): measure the lanes of this host into the tables that predictions are made from."""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from ..results.errors import InputError
+from ..results.store import read_text, write_text
+from ..sim.device import Cluster, CollectivePoint, CollectiveTable, Device, Lane, Link, Node, Profile, ProfilePoint
+from ..sim.noise import stream
+from ..sim.spec import Calibrating, Training, expand, inside, shipped_names, validate
+from ..sim.workload import Workload
+from .data import training_data
+from .devices import NamedLane, Offer, default_lanes, fingerprint
+from .launch import LaunchResult, Task, require_torch, run_group
+
+START_S = 8.0
+"""What a group of workers takes to start, for the estimate of the time needed."""
+PROBE_REPEATS = 40
+MAX_RESIDUALS = 101
+"""Residuals are kept as so many quantiles: the same distribution in a file that stays small."""
+BATCH_FRACTIONS = (0.06, 0.16, 0.28, 0.41, 0.53, 0.66, 0.78, 0.91, 1.06)
+"""Calibrated micro-batch sizes as shares of the global batch: none is a plan's by construction of an equal split."""
+
+Report = Callable[[str], None]
+Tick = Callable[[int, int], None]
+"""Progress: tasks done, tasks in all."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measured tables of one workload on the lanes of one host."""
+
+    cluster: Cluster
+    workload: str
+    """Key of the workload that ran."""
+    path: Path
+    reused: bool
+    contended_percent: float
+    """Share of the compute segments that something else on the host disturbed."""
+    probes: dict[str, float]
+    """Median seconds of the speed probe per lane: what a replay compares the host's speed with."""
+
+
+def calibrate(
+    document: dict[str, Any],
+    folder: Path | None,
+    runs: Path,
+    *,
+    again: bool = False,
+    force: bool = False,
+    report: Report = lambda line: None,
+    tick: Tick = lambda done, total: None,
+) -> Calibration:
+    """Measure the lanes of this host for a scenario's workload, or reuse what was measured here before.
+
+    Args:
+        document: the raw scenario; its cluster says ``lanes = "auto"`` or names a lane file.
+        folder: where its relative paths start.
+        runs: the folder of runs; tables go to ``calibrations/`` in it.
+        again: measure although a table is there.
+        force: use tables of another machine (``again``: replace them).
+        report: gets lines for people: what is measured, how long it will take.
+        tick: gets the progress.
+
+    Raises:
+        InputError: torch missing, bad lanes, or the table at hand is of another machine.
+        WorkerFailedError: a lane died while it was measured.
+    """
+    workload = workload_of(document, folder)
+    path = calibration_path(document, folder, runs, workload)
+    if path.is_file() and not again:
+        found = read_calibration(path)
+        check_fingerprint(found, force)
+        report(f"reusing {path}: measured on this machine before")
+        return found
+    require_torch()
+    lane_file = _lane_file(document, folder)
+    report("looking for lanes: each one's instruction sets are verified and measured")
+    lanes, offers = default_lanes(lane_file)
+    for offer in offers:
+        report(f"  {offer.lane.name}: {offer.reason}")
+    training = validate(Training, document.get("training", {}), "training")
+    effort = validate(Calibrating, document.get("calibration", {}), "calibration")
+    return measure(workload, training, effort, path, lanes=lanes, offers=offers, report=report, tick=tick)
+
+
+def measure(
+    workload: Workload,
+    training: Training,
+    effort: Calibrating,
+    path: Path,
+    *,
+    lanes: Sequence[NamedLane],
+    offers: Sequence[Offer],
+    report: Report,
+    tick: Tick,
+) -> Calibration:
+    """Measure some lanes and write their tables to ``path``; the rest as in :func:`calibrate`."""
+    job, data = job_of(workload, training, path.parent, seed=0)
+    sizes = calibration_sizes(workload)
+    plans = [_tasks(sizes, len(lanes), workload, effort, number) for number in range(effort.launches)]
+    seconds = effort.launches * (START_S + effort.rounds * len(sizes) * (effort.seconds_per_point + 0.1) + 3)
+    report(
+        f"calibrating {len(lanes)} lanes at {len(sizes)} micro-batch sizes, "
+        f"{effort.launches} launches: about {seconds:.0f} s"
+    )
+    total = sum(len(tasks) for tasks in plans)
+    results: list[LaunchResult] = []
+    for number, tasks in enumerate(plans):
+        before = sum(len(each) for each in plans[:number])
+
+        def step(name: str, done: int, before: int = before) -> None:
+            if name == lanes[-1].name:
+                tick(before + done, total)
+
+        results.append(run_group(lanes, tasks, job, timeout_s=60.0, data=data, progress=step))
+    cluster = build_cluster(workload, lanes, offers, results)
+    calibration = Calibration(
+        cluster=cluster,
+        workload=workload.key,
+        path=path,
+        reused=False,
+        contended_percent=_contended(results),
+        probes={lane.name: median(_probes(results, rank)) for rank, lane in enumerate(lanes)},
+    )
+    write_calibration(calibration)
+    return calibration
+
+
+def calibration_sizes(workload: Workload) -> list[int]:
+    """Micro-batch sizes to measure, from a few samples to a little over the largest that a plan can have."""
+    largest = min(workload.global_batch, workload.max_micro_batch or workload.global_batch)
+    sizes = sorted({max(1, round(fraction * largest)) for fraction in BATCH_FRACTIONS})
+    return sizes if len(sizes) >= 3 else [1, 2, 3]
+
+
+def build_cluster(
+    workload: Workload,
+    lanes: Sequence[NamedLane],
+    offers: Sequence[Offer],
+    results: Sequence[LaunchResult],
+) -> Cluster:
+    """Tables from raw results: per launch, the tasks and each rank's answers."""
+    offer_of = {offer.lane.name: offer for offer in offers}
+    devices = []
+    for rank, lane in enumerate(lanes):
+        offer = offer_of[lane.name]
+        devices.append(
+            Device(
+                name=lane.name,
+                summary=offer.reason,
+                peak_tflops={"fp32": offer.product_flops / 1e12},
+                memory_gib=_memory_gib(lane, offer, lanes),
+                memory_bandwidth_gb_per_s=offer.copy_bytes_per_s / 1e9,
+                source={"peak_tflops": "measured", "memory_bandwidth_gb_per_s": "measured", "memory_gib": "measured"},
+                lane=unnamed(lane),
+                profile=build_profile(workload, results, rank),
+            )
+        )
+    collectives = [build_collective(lanes, results)] if len(lanes) > 1 else []
+    link = Link(
+        name="loopback", latency_us=50, bandwidth_gb_per_s=1, source={"all": "unused: collectives are measured"}
+    )
+    return Cluster(
+        nodes=[Node(name="host", devices=devices, link=link)], collectives=collectives, fingerprint=fingerprint()
+    )
+
+
+def build_profile(workload: Workload, results: Sequence[LaunchResult], rank: int) -> Profile:
+    """One lane's profile: medians over launches of each launch's medians; what is left over is the noise."""
+    launches = [_by_size(launch, rank) for launch in results]
+    points, step_residuals = [], []
+    medians: dict[int, list[float]] = {}
+    for size in sorted(launches[0]):
+        forward = median(median(f for f, _ in launch[size]) for launch in launches)
+        backward = median(median(b for _, b in launch[size]) for launch in launches)
+        steps = sum(len(launch[size]) for launch in launches)
+        points.append(ProfilePoint(micro_batch=size, forward_s=forward, backward_s=backward, steps=steps))
+        medians[size] = [median(f + b for f, b in launch[size]) for launch in launches]
+        for launch, middle in zip(launches, medians[size], strict=True):
+            step_residuals += [(f + b) / middle - 1 for f, b in launch[size]]
+    overall = {size: median(each) for size, each in medians.items()}
+    offsets = [median(medians[size][number] / overall[size] - 1 for size in overall) for number in range(len(launches))]
+    optimizer = [median(_optimizer_s(launch, rank)) for launch in results]
+    return Profile(
+        workload=workload.key,
+        points=points,
+        optimizer_s=median(optimizer),
+        step_residuals=thin(step_residuals),
+        launch_residuals=offsets,
+    )
+
+
+def build_collective(lanes: Sequence[NamedLane], results: Sequence[LaunchResult]) -> CollectiveTable:
+    """The all-reduce table: from the last entry to the last exit, median over launches of each launch's median."""
+    launches = [_collective_s(launch) for launch in results]
+    medians = {size: [median(launch[size]) for launch in launches] for size in sorted(launches[0])}
+    overall = {size: median(each) for size, each in medians.items()}
+    residuals = [
+        seconds / middle[number] - 1
+        for size, middle in medians.items()
+        for number, launch in enumerate(launches)
+        for seconds in launch[size]
+    ]
+    return CollectiveTable(
+        backend="nccl" if all(lane.torch_device.startswith("cuda") for lane in lanes) else "gloo",
+        devices=[lane.name for lane in lanes],
+        points=[CollectivePoint(bytes=size, seconds=seconds) for size, seconds in overall.items()],
+        step_residuals=thin(residuals),
+        launch_residuals=[
+            median(medians[size][number] / overall[size] - 1 for size in overall) for number in range(len(launches))
+        ],
+    )
+
+
+def thin(residuals: Sequence[float]) -> list[float]:
+    """At most :data:`MAX_RESIDUALS` quantiles of a sample: the same distribution, a smaller file."""
+    ordered = sorted(residuals)
+    if len(ordered) <= MAX_RESIDUALS:
+        return ordered
+    return [ordered[round(index * (len(ordered) - 1) / (MAX_RESIDUALS - 1))] for index in range(MAX_RESIDUALS)]
+
+
+# ---- files ----
+
+
+def calibration_path(document: dict[str, Any], folder: Path | None, runs: Path, workload: Workload) -> Path:
+    """Where the tables of a scenario lie: the file it names, else one per kind of lanes and workload."""
+    cluster = document.get("cluster")
+    named = cluster.get("calibration") if isinstance(cluster, dict) else None
+    if isinstance(named, str):
+        return inside(folder, named, "cluster.calibration")
+    lanes = _lane_file(document, folder)
+    return runs / "calibrations" / f"{lanes.stem if lanes else 'auto'}-{workload.key}.toml"
+
+
+def write_calibration(calibration: Calibration) -> None:
+    """Write the tables in the catalog's format, with the fingerprint of the hardware they belong to."""
+    import tomli_w
+
+    document = {
+        "schema_version": 1,
+        "workload": calibration.workload,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "contended_percent": calibration.contended_percent,
+        "probe_s": calibration.probes,
+        "cluster": calibration.cluster.model_dump(mode="json", exclude_none=True),
+    }
+    write_text(calibration.path, tomli_w.dumps(document))
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read tables back.
+
+    Raises:
+        InputError: missing, damaged, or of another version.
+    """
+    try:
+        document = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(str(path), f"is not TOML: {error}", "remove it and calibrate again") from error
+    if document.get("schema_version") != 1 or not isinstance(document.get("workload"), str):
+        raise InputError(str(path), "is not a calibration of this version", "calibrate again")
+    probes = document.get("probe_s")
+    return Calibration(
+        cluster=validate(Cluster, document.get("cluster"), f"{path}: cluster"),
+        workload=document["workload"],
+        path=path,
+        reused=True,
+        contended_percent=float(document.get("contended_percent", 0.0)),
+        probes={key: float(value) for key, value in probes.items()} if isinstance(probes, dict) else {},
+    )
+
+
+def check_fingerprint(calibration: Calibration, force: bool) -> list[str]:
+    """Compare the tables' fingerprint with this host's.
+
+    Returns:
+        A note for the run's record where they differ and ``force`` is given, else nothing.
+
+    Raises:
+        InputError: they differ.
+    """
+    here, there = fingerprint(), calibration.cluster.fingerprint
+    differing = sorted(key for key in here if here[key] != there.get(key))
+    if not differing:
+        return []
+    key = differing[0]
+    what = f"{key} is {here[key]!r} here, {there.get(key)!r} there"
+    if force:
+        return [f"calibration of another machine used by --force: {what}"]
+    raise InputError(
+        str(calibration.path),
+        f"was measured on another machine: {what}",
+        "run `steelyard calibrate --again`, or add --force to use it all the same",
+    )
+
+
+def resolver(runs: Path, *, force: bool = False, notes: list[str] | None = None) -> Callable[..., dict[str, Any]]:
+    """What :func:`steelyard.sim.spec.load_scenario` asks for the parts that only this host knows.
+
+    Lanes become the devices of their calibration; a transformers model becomes its layers. ``notes`` collects what a
+    run should record.
+    """
+
+    def resolve(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+        document = with_model(document, folder)
+        cluster = document.get("cluster")
+        if not isinstance(cluster, dict) or "lanes" not in cluster:
+            return document
+        workload = workload_of(document, folder)
+        path = calibration_path(document, folder, runs, workload)
+        if not path.is_file():
+            raise InputError(
+                "cluster.lanes", "the lanes of this host are not calibrated", "run `steelyard calibrate` first"
+            )
+        found = read_calibration(path)
+        if found.workload != workload.key:
+            raise InputError("cluster.calibration", f"{path} is of another workload", "run `steelyard calibrate`")
+        if notes is not None:
+            notes.extend(check_fingerprint(found, force))
+        else:
+            check_fingerprint(found, force)
+        return {**document, "cluster": found.cluster.model_dump(mode="json", exclude_none=True)}
+
+    return resolve
+
+
+def with_model(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """The document with a transformers model (a type's name, or a configuration file) replaced by its layers."""
+    workload = document.get("workload")
+    model = workload.get("model") if isinstance(workload, dict) else None
+    if not isinstance(workload, dict) or not isinstance(model, str) or model in shipped_names("catalog/models"):
+        return document
+    from importlib.util import find_spec
+
+    if find_spec("transformers") is None or find_spec("torch") is None:
+        return document  # the loader says what is wrong with the name
+    from .workload import is_model_file, model_from_config
+
+    source: str | Path = model
+    if model.endswith(".json"):
+        source = inside(folder, model, "workload.model")
+        if is_model_file(source):
+            return document
+    found = model_from_config(source)
+    return {**document, "workload": {**workload, "model": found.model_dump(mode="json")}}
+
+
+def workload_of(document: dict[str, Any], folder: Path | None) -> Workload:
+    """The workload of a raw scenario document."""
+    part = with_model({"workload": document.get("workload")}, folder)
+    return validate(Workload, expand(part, folder).get("workload"), "workload")
+
+
+def job_of(workload: Workload, training: Training, cache: Path, *, seed: int) -> tuple[dict[str, Any], Path]:
+    """What workers need to build the model and feed it, and the file of encoded samples.
+
+    Raises:
+        InputError: the workload cannot run on lanes (dtype, no configuration).
+    """
+    if workload.dtype != "fp32":
+        raise InputError("workload.dtype", f"{workload.dtype} does not run on lanes in this version", "use fp32")
+    if not workload.model.config:
+        raise InputError("workload.model", "has no transformers configuration, so it cannot run", "use one that has")
+    data, labels = training_data(workload, training, cache)
+    return {
+        "model": workload.model.config,
+        "labels": labels,
+        "seed": seed,
+        "optimizer": workload.optimizer,
+        "learning_rate": training.learning_rate,
+        "global_batch": workload.global_batch,
+    }, data
+
+
+# ---- inner parts ----
+
+
+def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibrating, launch: int) -> list[Task]:
+    """One launch's tasks: every size and every collective in each round, shuffled, with speed probes between."""
+    shuffle = random.Random(int(stream(launch, "calibrate").integers(2**32)))  # noqa: S311 - an order, not a secret
+    ranks = list(range(lanes))
+    tasks: list[Task] = []
+    for _ in range(effort.rounds):
+        tasks.append({"op": "probe", "repeats": PROBE_REPEATS})
+        own = [
+            {"op": "profile", "micro_batch": size, "seconds": effort.seconds_per_point, "least": effort.least_steps} for size in sizes
+        ]
+        if lanes > 1:
+            own += [
+                {"op": "all_reduce", "bytes": size, "repeats": 8, "ranks": ranks} for size in collective_sizes(workload)
+            ]
+        shuffle.shuffle(own)
+        tasks += own
+    return tasks
+
+
+def collective_sizes(workload: Workload) -> list[int]:
+    """Sizes to measure: powers of two from 16 KiB to beyond the gradients', which fall between two of them."""
+    top = max(workload.gradient_bytes, 2**16)
+    sizes = [2**14]
+    while sizes[-1] < top:
+        sizes.append(sizes[-1] * 4 if sizes[-1] * 8 < top else sizes[-1] * 2)
+    return [size for size in sizes if size != workload.gradient_bytes] + [sizes[-1] * 2]
+
+
+def _by_size(launch: LaunchResult, rank: int) -> dict[int, list[tuple[float, float]]]:
+    """Forward and backward seconds of every step of a rank, by micro-batch size."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for task, answer in launch.of("profile", rank):
+        steps = [(_spent(step, "forward"), _spent(step, "backward")) for step in answer["steps"]]
+        found.setdefault(task["micro_batch"], []).extend(steps)
+    return found
+
+
+def _optimizer_s(launch: LaunchResult, rank: int) -> list[float]:
+    return [_spent(step, "optimizer") for _, answer in launch.of("profile", rank) for step in answer["steps"]]
+
+
+def _spent(step: Sequence[Sequence[Any]], kind: str) -> float:
+    """Seconds of a kind of segment in a step."""
+    return float(sum(end - start for name, _, start, end, _ in step if name == kind))
+
+
+def _collective_s(launch: LaunchResult) -> dict[int, list[float]]:
+    """Seconds of every all-reduce by size: from the last rank's entry to the last rank's exit."""
+    found: dict[int, list[float]] = {}
+    for per_rank in zip(*(launch.of("all_reduce", rank) for rank in range(len(launch.answers))), strict=True):
+        calls = zip(*(answer["times"] for _, answer in per_rank), strict=True)
+        seconds = [max(end for _, end in call) - max(start for start, _ in call) for call in calls]
+        found.setdefault(per_rank[0][0]["bytes"], []).extend(seconds)
+    return found
+
+
+def _probes(results: Sequence[LaunchResult], rank: int) -> list[float]:
+    return [answer["median_s"] for launch in results for _, answer in launch.of("probe", rank)]
+
+
+def _contended(results: Sequence[LaunchResult]) -> float:
+    shares: list[float] = [
+        answer["contended"]
+        for launch in results
+        for rank in range(len(launch.answers))
+        for _, answer in launch.of("profile", rank)
+    ]
+    return 100 * sum(shares) / len(shares)
+
+
+def _memory_gib(lane: NamedLane, offer: Offer, lanes: Sequence[NamedLane]) -> float:
+    """Memory of one lane: a GPU's own, or the host's divided among its CPU lanes."""
+    sharing = 1 if lane.torch_device != "cpu" else sum(each.torch_device == "cpu" for each in lanes)
+    return offer.memory_bytes / 2**30 / sharing
+
+
+def unnamed(lane: NamedLane) -> Lane:
+    """The lane without its name, as a device holds it."""
+    return Lane.model_validate(lane.model_dump(exclude={"name"}))
+
+
+def _lane_file(document: dict[str, Any], folder: Path | None) -> Path | None:
+    cluster = document.get("cluster")
+    lanes = cluster.get("lanes", "auto") if isinstance(cluster, dict) else "auto"
+    if lanes == "auto":
+        return None
+    if not isinstance(lanes, str):
+        raise InputError("cluster.lanes", f"is {lanes!r}", 'use "auto" or the name of a lane file')
+    return inside(folder, lanes, "cluster.lanes")

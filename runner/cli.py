@@ -1,0 +1,600 @@
+"""The command line: every verb is one call of a public function of the same name. Heavy imports happen where used."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..results.errors import InputError
+
+app = typer.Typer(
+    name="steelyard",
+    help="Divide neural-network training work over unequal hardware: simulate, search, replay, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DONE, CRASH, BAD_INPUT, GATE_FAILED, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+ScenarioArgument = Annotated[
+    str, typer.Argument(help="Scenario file, or the name of a shipped one.", metavar="SCENARIO")
+]
+RunArguments = Annotated[list[Path], typer.Argument(help="Run folders, or folders of run folders.", metavar="RUN...")]
+Settings = Annotated[
+    list[str], typer.Option("--set", help="Override a field: a.b.c=value. Repeatable.", metavar="KEY=VALUE")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout; tables go to stderr.")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder that runs are written to.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of every random draw; the scenario's by default.")]
+Force = Annotated[bool, typer.Option("--force", help="Use a calibration of another machine; the run records it.")]
+Policies = Annotated[
+    list[str],
+    typer.Option(
+        "--policy", "-p", help="name, name:key=value, module:Class or best.toml; comma-separated, repeatable."
+    ),
+]
+Budget = Annotated[str | None, typer.Option(help="Time for the measurement, as 90s or 5m: cuts steps, never launches.")]
+
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Entry point: errors that are the user's become one line and exit code 2."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Do what the arguments say and return the exit code: 0, 1, 2, 3, 4 or 130."""
+    from .launch import WorkerFailedError
+
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except InputError as error:
+        return _fail(str(error), BAD_INPUT)
+    except WorkerFailedError as error:
+        return _fail(str(error), CRASH)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; what was complete is kept", INTERRUPTED)
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the parser's own complaints
+            return _fail(error.format_message(), BAD_INPUT)
+        raise
+    return int(code or DONE)
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"steelyard: {message}\n")
+    return code
+
+
+# ---- verbs ----
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="Scenario file to write; never overwritten.")] = Path("scenario.toml"),
+    start: Annotated[str, typer.Option("--from", help="Shipped scenario to start from.")] = "mixed-gpus",
+    model: Annotated[
+        str | None, typer.Option(help="Also write MODEL.json: a transformers type or config file.")
+    ] = None,
+) -> None:
+    """Write a scenario file to start from, and on request the layers of a transformers model."""
+    from ..results.store import write_text
+    from ..sim.spec import load_scenario, shipped_names, shipped_text
+
+    if start not in shipped_names("scenarios"):
+        load_scenario(start)  # says what is wrong with the name
+        raise InputError(
+            "--from", f"{start!r} is no shipped scenario", f"one of {', '.join(shipped_names('scenarios'))}"
+        )
+    content = shipped_text("scenarios", start)
+    targets = {file: content}
+    if model is not None:
+        from .launch import require_torch
+
+        require_torch()
+        from .workload import model_from_config, model_text
+
+        name = Path(model).stem
+        targets[file.parent / f"{name}.json"] = model_text(model_from_config(model))
+        targets[file] = re.sub(r'(?m)^model = ".*"', f'model = "{name}.json"', content)
+    for target in targets:
+        if target.exists():
+            raise InputError(str(target), "exists", "choose another name, or remove it")
+    for target, text in targets.items():
+        write_text(target, text)
+        sys.stdout.write(f"wrote {target}\n")
+
+
+@app.command()
+def check(
+    scenario: Annotated[str | None, typer.Argument(help="Scenario file or shipped name.")] = None,
+    settings: Settings = [],
+    plan: Annotated[Path | None, typer.Option(help="A plan (JSON) to check against the scenario.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a resolved scenario.")] = False,
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+    force: Force = False,
+) -> None:
+    """Validate a scenario (and a plan for it) without running anything."""
+    if schema:
+        from ..sim.spec import Scenario
+
+        sys.stdout.write(json.dumps(Scenario.model_json_schema(), indent=1) + "\n")
+        return
+    if scenario is None:
+        raise InputError("SCENARIO", "is missing", "give a scenario file, or --schema")
+    loaded, _ = _load(scenario, settings, runs, force)
+    if plan is not None:
+        from ..sim.plan import Plan
+        from ..sim.spec import parse_file
+
+        Plan.parse(parse_file(plan)).check(loaded)
+    workload = loaded.workload
+    document = {
+        "name": loaded.name,
+        "devices": [device.name for device in loaded.cluster.devices],
+        "parameters": workload.parameters,
+        "flops_per_sample": workload.flops_per_sample,
+        "gradient_bytes": workload.gradient_bytes,
+        "state_bytes": workload.state_bytes,
+        "activation_bytes_per_sample": workload.activation_bytes_per_sample,
+        "plan_valid": True if plan is not None else None,
+    }
+    _emit(document, as_json, [{"field": key, "value": value} for key, value in document.items()], "scenario is valid")
+
+
+@app.command()
+def devices(
+    lanes: Annotated[Path | None, typer.Option(help="Lane file (TOML) instead of what this host suggests.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the lanes that this host can offer as torch devices: verified and measured."""
+    from .devices import default_lanes, fingerprint
+    from .launch import require_torch
+
+    require_torch()
+    chosen, offers = default_lanes(lanes)
+    full = max(offer.training_rate for offer in offers)
+    rows = [offer.row(full) for offer in offers]
+    document = {"host": fingerprint(), "lanes": rows, "default_cluster": [lane.name for lane in chosen]}
+    shown = [
+        {
+            "lane": row["name"],
+            "offered": row["offered"],
+            "device": row["summary"],
+            "GFLOP/s": row["product_gflop_per_s"],
+            "GB/s": row["copy_gb_per_s"],
+            "ratio to full": row["ratio_to_full"],
+            "why": row["reason"],
+        }
+        for row in rows
+    ]
+    _emit(document, as_json, shown, f"default cluster: {', '.join(lane.name for lane in chosen)}")
+
+
+@app.command()
+def calibrate(
+    scenario: ScenarioArgument = "demo",
+    settings: Settings = [],
+    again: Annotated[bool, typer.Option("--again", help="Measure although there is a calibration.")] = False,
+    force: Force = False,
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Measure this host's lanes for a scenario's workload; reuse what was measured on this machine before."""
+    from .show import progress
+
+    document, folder = _document(scenario, settings)
+    from .calibrate import calibrate as measure
+
+    console = _console()
+    with progress(console, "calibrating") as tick:
+        found = measure(document, folder, runs, again=again, force=force, report=console.print, tick=tick)
+    rows = [
+        {
+            "lane": device.name,
+            "micro-batch": point.micro_batch,
+            "forward ms": 1e3 * point.forward_s,
+            "backward ms": 1e3 * point.backward_s,
+        }
+        for device in found.cluster.devices
+        for point in (device.profile.points if device.profile else [])
+    ]
+    answer = {
+        "path": str(found.path),
+        "reused": found.reused,
+        "contended_percent": found.contended_percent,
+        "cluster": found.cluster.model_dump(mode="json", exclude_none=True),
+    }
+    _emit(answer, as_json, rows, f"{'reused' if found.reused else 'wrote'} {found.path}")
+
+
+@app.command()
+def simulate(
+    scenario: ScenarioArgument,
+    policy: Policies = [],
+    settings: Settings = [],
+    seed: Seed = None,
+    force: Force = False,
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Predict what policies give on a scenario; all built-in ones by default."""
+    from dataclasses import replace
+
+    from ..results.store import code_provenance, write_run
+    from ..sim.engine import simulate as predict
+    from .show import run_rows
+
+    loaded, notes = _load(scenario, settings, runs, force)
+    done, rows = [], []
+    for each in _policies(policy):
+        result = predict(loaded, each, seed=seed)
+        manifest = result.manifest.model_copy(update={"notes": notes, "provenance": {"code": code_provenance()}})
+        folder = write_run(replace(result, manifest=manifest), runs / manifest.run_id)
+        done.append(result)
+        rows.append(
+            {
+                "run_id": manifest.run_id,
+                "folder": str(folder),
+                "label": manifest.label,
+                "plan": result.plan,
+                "summary": result.summary.model_dump(mode="json"),
+            }
+        )
+    _emit({"scenario": loaded.name, "runs": rows}, as_json, run_rows(done), f"{loaded.name}: predicted")
+
+
+@app.command()
+def search(
+    scenario: ScenarioArgument,
+    policy: Policies = [],
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of a resumed study included.")] = 200,
+    settings: Settings = [],
+    seed: Seed = None,
+    storage: Annotated[str | None, typer.Option(help="Optuna storage URL, or a journal file.")] = None,
+    sampler: Annotated[str, typer.Option(help="Optuna sampler by name.")] = "tpe",
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that evaluate trials.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The winner, as a policy file.")] = Path("best.toml"),
+    force: Force = False,
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Look for the policy and parameters that win in simulation; writes best.toml."""
+    from dataclasses import asdict
+    from math import inf
+
+    from ..policies.search import search as find
+    from ..policies.search import write_best
+    from .show import progress
+
+    loaded, _ = _load(scenario, settings, runs, force)
+    place = storage or str(runs / "studies" / f"{loaded.name}.journal")
+    with progress(_console(), "searching") as tick:
+        result = find(
+            loaded,
+            policies=_names(policy) or None,
+            trials=trials,
+            seed=seed,
+            storage=place,
+            sampler=sampler,
+            workers=workers,
+            progress=tick,
+        )
+    write_best(result, out)
+    table = [asdict(trial) for trial in result.trials]
+    ranked = sorted(result.trials, key=lambda trial: (-trial.value if trial.value is not None else inf, trial.number))
+    shown = [
+        {"number": each.number, "policy": each.policy, "parameters": each.parameters, "value": each.value}
+        for each in ranked[:10]
+    ]
+    document = {
+        "best": {"policy": result.name, "parameters": result.parameters, "value": result.value},
+        "trials": table,
+        "search_trials": len(table),
+        "search_trials_per_s": result.trials_per_s,
+        "storage": result.storage,
+        "file": str(out),
+    }
+    _emit(document, as_json, shown, f"{len(table)} trials, {result.trials_per_s:.0f} per second; wrote {out}")
+
+
+@app.command()
+def replay(
+    scenario: ScenarioArgument,
+    policy: Policies = [],
+    settings: Settings = [],
+    seed: Seed = None,
+    budget: Budget = None,
+    force: Force = False,
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+) -> int:
+    """Run the plans of policies on this host's lanes, measured against predictions written before."""
+    from .calibrate import read_calibration
+    from .replay import replay as measure
+    from .show import progress
+
+    loaded, notes = _load(scenario, settings, runs, force)
+    policies = _policies(policy)
+    document, folder = _document(scenario, settings)
+    from .calibrate import calibration_path, workload_of
+
+    path = calibration_path(document, folder, runs, workload_of(document, folder))
+    probes = read_calibration(path).probes if path.is_file() else {}
+    console = _console()
+    with progress(console, "measuring") as tick:
+        study = measure(
+            loaded,
+            policies,
+            runs,
+            seed=seed,
+            probes=probes,
+            budget_s=_seconds(budget),
+            notes=notes,
+            report=console.print,
+            tick=tick,
+        )
+    _compared(study.runs, as_json, study.folder)
+    return INTERRUPTED if study.interrupted else DONE
+
+
+@app.command()
+def compare(run: RunArguments, as_json: Json = False) -> None:
+    """Hold measured runs against the predictions that were made of them."""
+    _compared(_read(run), as_json, None)
+
+
+@app.command()
+def report(
+    run: RunArguments,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for report.html, figures and trace.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write report.html (one file, works offline), the figures as PNG and a Perfetto trace."""
+    from ..results.report import report as write
+
+    target = out or run[0]
+    path = write(_read(run), target)
+    _emit({"report": str(path)}, as_json, [{"report": str(path)}], "wrote")
+
+
+@app.command()
+def gate(
+    run: RunArguments,
+    baseline: Annotated[Path, typer.Option(help="Baseline file (JSON).")],
+    update: Annotated[bool, typer.Option("--update-baseline", help="Write the baseline from these runs.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Compare runs with a baseline: exit code 0 (as before), 3 (regression), 4 (inconclusive)."""
+    from ..results.gate import gate as judge
+
+    result = judge(_read(run), baseline, update=update)
+    document = result.model_dump(mode="json")
+    _emit(document, as_json, document["checks"] or [{"verdict": document["verdict"]}], document["verdict"])
+    return int(result.exit_code)
+
+
+@app.command()
+def whatif(
+    scenario: ScenarioArgument,
+    vary: Annotated[list[str], typer.Option("--vary", help="Field and values: a.b=1,2,4. Repeatable: the full grid.")],
+    policy: Policies = [],
+    settings: Settings = [],
+    seed: Seed = None,
+    force: Force = False,
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Sweep fields of a scenario and show the best policy, throughput, cost and gap to the bound at each point."""
+    from ..policies.whatif import whatif as sweep
+    from .calibrate import resolver
+    from .show import progress
+
+    document, folder = _document(scenario, settings)
+    with progress(_console(), "sweeping") as tick:
+        result = sweep(
+            document,
+            folder,
+            vary,
+            policies=_names(policy) or None,
+            resolve=resolver(runs, force=force),
+            seed=seed,
+            progress=tick,
+        )
+    answer = result.document()
+    shown = [
+        {
+            **point["settings"],
+            "policy": point["policy"],
+            "samples/s": point["throughput_samples_per_s"],
+            "usd/M samples": point["cost_usd_per_million_samples"],
+            "gap to bound %": None if point["gap_to_bound"] is None else 100 * point["gap_to_bound"],
+            "infeasible": point["infeasible"],
+        }
+        for point in answer["points"]
+    ]
+    _emit(answer, as_json, shown, str(answer["recommendation"]))
+
+
+@app.command()
+def train(
+    scenario: ScenarioArgument = "demo",
+    policy: Annotated[str, typer.Option("--policy", "-p", help="One policy.")] = "makespan",
+    settings: Settings = [],
+    force: Force = False,
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Train the classifier on the lanes as a policy divides the work, and evaluate it on held-out texts."""
+    from ..policies import policy_from_text
+    from .show import progress
+    from .train import train as fit
+
+    loaded, notes = _load(scenario, settings, runs, force)
+    console = _console()
+    with progress(console, "training") as tick:
+        result = fit(loaded, policy_from_text(policy), runs, notes=notes, report=console.print, tick=tick)
+    document = result.document()
+    _emit(document, as_json, result.rows(), result.headline())
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="policies, scenarios, devices, links, models or runs.")],
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """List what is shipped, or the runs at hand."""
+    from .listing import listing
+
+    rows = listing(what, runs)
+    shown = [{"name": row["name"], "summary": row["summary"], "source": row["source"]} for row in rows]
+    _emit(rows, as_json, shown, what)
+
+
+@app.command()
+def show(run: RunArguments, as_json: Json = False) -> None:
+    """Show runs: plan, prediction or measurement, and where the time went on each device."""
+    from .show import run_rows
+
+    read = _read(run)
+    document = [
+        {
+            "manifest": each.manifest.model_dump(mode="json"),
+            "plan": each.plan,
+            "summary": each.summary.model_dump(mode="json"),
+        }
+        for each in read
+    ]
+    _emit(document, as_json, run_rows(read), "runs")
+    ledger = [
+        {"run": each.manifest.label, "device": name, **line.model_dump(exclude={"samples", "peak_memory_bytes"})}
+        for each in read
+        for name, line in each.summary.devices.items()
+    ]
+    _print(as_json, ledger, "seconds per step")
+
+
+@app.command()
+def demo(
+    settings: Settings = [],
+    trials: Annotated[int, typer.Option(min=1, help="Search trials.")] = 200,
+    budget: Budget = None,
+    seed: Seed = None,
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+) -> int:
+    """Do the whole loop on this machine: calibrate, simulate, search, replay, compare, report."""
+    from .demo import MEASURE_S
+    from .demo import demo as whole
+    from .show import progress
+
+    console = _console()
+    result = whole(
+        runs,
+        settings=settings,
+        trials=trials,
+        budget_s=_seconds(budget) or MEASURE_S,
+        seed=seed,
+        report=console.print,
+        bar=lambda title: progress(console, title),
+    )
+    _emit(result.document, as_json, result.rows, "")
+    for line in result.lines:
+        _console(stdout=not as_json).print(line, highlight=False)
+    return INTERRUPTED if result.interrupted else DONE
+
+
+# ---- between the verbs and the functions ----
+
+
+def _console(*, stdout: bool = False) -> Console:
+    return Console(stderr=not stdout)
+
+
+def _emit(document: Any, as_json: bool, rows: list[dict[str, Any]], title: str) -> None:
+    """Print a document to stdout and its table to stderr (``--json``), or the table alone to stdout."""
+    _print(as_json, rows, title)
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _print(as_json: bool, rows: list[dict[str, Any]], title: str) -> None:
+    from .show import table
+
+    _console(stdout=not as_json).print(table(rows, title))
+
+
+def _document(scenario: str, settings: list[str]) -> tuple[dict[str, Any], Path | None]:
+    from ..sim.spec import apply_setting, read_document
+
+    document, folder = read_document(scenario)
+    for setting in settings:
+        apply_setting(document, setting)
+    return document, folder
+
+
+def _load(scenario: str, settings: list[str], runs: Path, force: bool) -> tuple[Any, list[str]]:
+    """The scenario with this host's lanes filled in, and what runs should note about that."""
+    from ..sim.spec import load_scenario
+    from .calibrate import resolver
+
+    notes: list[str] = []
+    return load_scenario(scenario, settings, resolver(runs, force=force, notes=notes)), notes
+
+
+def _read(folders: list[Path]) -> list[Any]:
+    from ..results.store import find_runs, read_run
+
+    return [read_run(folder) for folder in find_runs(folders)]
+
+
+def _names(policy: list[str]) -> list[str]:
+    return [name.strip() for text in policy for name in text.split(",") if name.strip()]
+
+
+def _policies(policy: list[str]) -> list[Any]:
+    from ..policies import REGISTRY, policy_from_text
+
+    return [policy_from_text(name) for name in _names(policy) or list(REGISTRY)]
+
+
+def _compared(runs: list[Any], as_json: bool, folder: Path | None) -> None:
+    from ..results.compare import compare as hold
+    from ..results.report import headlines, plan_table
+    from ..results.store import to_json, write_text
+
+    comparison = hold(runs)
+    document = comparison.model_dump(mode="json")
+    if folder is not None:
+        write_text(folder / "comparison.json", to_json(document))
+        document["folder"] = str(folder)
+    _emit(document, as_json, [dict(row) for row in plan_table(comparison)], str(folder or comparison.scenario))
+    for line in headlines(comparison):
+        _console(stdout=not as_json).print(line, highlight=False)
+
+
+def _seconds(budget: str | None) -> float | None:
+    """Seconds of a budget like 90, 90s or 5m."""
+    if budget is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", budget.strip())
+    if match is None or float(match[1]) <= 0:
+        raise InputError("--budget", f"is {budget!r}", "a time above zero, as 90s or 5m")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+if __name__ == "__main__":
+    main()

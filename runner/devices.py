@@ -1,0 +1,281 @@
+"""Lanes: what this host can offer as torch devices, made truly different where it has only one kind of core.
+
+On a CPU alone, a lane is a worker process pinned to a core (or several) and held to a set of vector instructions: fp32
+products are MKL's, bf16 products oneDNN's and vector kernels ATen's, so three variables say it, and they must be set
+before torch is imported. MKL ignores its variable on processors that are not Intel's; there its conditional numerical
+reproducibility mode, in its slowest setting, does the same work for the narrowest lane.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+from pydantic import Field
+
+from ..results.errors import InputError
+from ..sim.device import Lane
+from ..sim.spec import parse_file, validate
+from ..sim.workload import Name, Spec
+
+CAPABILITY = {"full": ("AVX512", "AVX2", "DEFAULT"), "avx2": ("AVX2",), "sse": ("DEFAULT", "NO AVX")}
+"""What ``torch.backends.cpu.get_cpu_capability()`` may answer under each cap."""
+
+FALLBACK_REPEAT = 2
+TOOK_EFFECT = 0.9
+"""A cap counts as a different device when its training speed is at most this share of the uncapped one."""
+CPU_GROUPS = 4
+"""Lanes that the cores of a host are divided into, at most."""
+
+
+class NamedLane(Lane):
+    """A lane and the name that its device has in the cluster."""
+
+    name: Name
+
+
+class LaneFile(Spec):
+    """A TOML file that defines lanes by hand."""
+
+    schema_version: Annotated[int, Field(ge=1, le=1)] = 1
+    lanes: Annotated[list[NamedLane], Field(min_length=1, max_length=64)]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One lane that this host could have: what was measured of it, and whether it is offered."""
+
+    lane: NamedLane
+    offered: bool
+    reason: str
+    """Why it is offered or not, in a sentence."""
+    capability: str = ""
+    product_flops: float = 0.0
+    """fp32 matrix products, FLOP/s."""
+    copy_bytes_per_s: float = 0.0
+    """Bytes read and written per second by a copy out of cache."""
+    training_rate: float = 0.0
+    """Steps per second of a small training step: what lanes are compared by."""
+    memory_bytes: float = 0.0
+    """Memory of the GPU, or of the host, which all its CPU lanes share."""
+
+    def row(self, full: float) -> dict[str, Any]:
+        """The offer as one JSON row; ``full`` is the training rate that the ratio is taken to."""
+        return {
+            "name": self.lane.name,
+            "summary": f"{self.lane.torch_device}, {self.lane.cap} instructions, cores {self.lane.cpus or 'any'}",
+            "source": "measured on this host",
+            "offered": self.offered,
+            "reason": self.reason,
+            "parameters": self.lane.model_dump(mode="json", exclude={"name"}),
+            "capability": self.capability,
+            "product_gflop_per_s": self.product_flops / 1e9,
+            "copy_gb_per_s": self.copy_bytes_per_s / 1e9,
+            "ratio_to_full": self.training_rate / full if full else 0.0,
+        }
+
+
+def cap_environment(cap: str, vendor: str) -> dict[str, str]:
+    """The variables that hold a process to an instruction set; they must be set before torch is imported."""
+    if cap == "avx2":
+        return {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    if cap == "sse":
+        narrow = {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"}
+        return narrow if vendor == "GenuineIntel" else {**narrow, "MKL_CBWR": "COMPATIBLE"}
+    return {}
+
+
+def cpu_vendor() -> str:
+    """The processor's vendor as it names itself ("GenuineIntel", "AuthenticAMD"), else the machine's architecture."""
+    return _cpuinfo("vendor_id") or platform.machine()
+
+
+def fingerprint() -> dict[str, Any]:
+    """What measured tables depend on: processor, cores, memory, operating system, Python, torch."""
+    return {
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "architecture": platform.machine(),
+        "cores": len(available_cpus()),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "transformers": _version("transformers"),
+        "gpus": _gpu_names(),
+    }
+
+
+def available_cpus() -> list[int]:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def candidate_lanes() -> list[NamedLane]:
+    """The lanes worth measuring on this host, fastest first; which of them are offered, :func:`measure_lanes` says."""
+    gpus = [
+        NamedLane(name=f"cuda{number}", torch_device=f"cuda:{number}", cpus=[]) for number in range(len(_gpu_names()))
+    ]
+    groups = cpu_groups(available_cpus(), 1 if gpus else CPU_GROUPS)
+    if gpus:
+        return [*gpus, _cpu_lane("cpu", "full", groups[0])]
+    if len(groups) == 1:
+        groups = groups * 2  # a single core is shared by two lanes: the loop still works, the noise is high
+    caps = ("full", "sse", "avx2", "full")
+    counted: dict[str, int] = {}
+    lanes = []
+    for group, cap in zip(groups, caps, strict=False):
+        counted[cap] = counted.get(cap, 0) + 1
+        lanes.append(_cpu_lane(cap if counted[cap] == 1 else f"{cap}-{counted[cap]}", cap, group))
+    if "avx2" not in counted:
+        lanes.append(_cpu_lane("avx2", "avx2", groups[-1]))
+    return lanes
+
+
+def cpu_groups(cpus: Sequence[int], most: int) -> list[list[int]]:
+    """The cores in at most so many groups of equal size (what does not divide is left unused)."""
+    count = max(1, min(most, len(cpus)))
+    size = len(cpus) // count
+    return [list(cpus[index * size : (index + 1) * size]) for index in range(count)]
+
+
+def read_lanes(file: Path) -> list[NamedLane]:
+    """Lanes defined by hand in a TOML file.
+
+    Raises:
+        InputError: bad file, two lanes of one name, a core or GPU that this host does not have.
+    """
+    lanes = validate(LaneFile, parse_file(file), str(file)).lanes
+    names = [lane.name for lane in lanes]
+    for index, lane in enumerate(lanes):
+        if names.count(lane.name) > 1:
+            raise InputError(f"lanes.{index}.name", f"{lane.name!r} is used twice", "give each lane its own name")
+        missing = sorted(set(lane.cpus) - set(available_cpus()))
+        if missing:
+            raise InputError(f"lanes.{index}.cpus", f"core {missing[0]} is not available", f"cores: {available_cpus()}")
+        if lane.torch_device.startswith("cuda") and _gpu_number(lane) >= len(_gpu_names()):
+            raise InputError(f"lanes.{index}.torch_device", f"no {lane.torch_device} here", "`steelyard devices` lists")
+    return list(lanes)
+
+
+def measure_lanes(lanes: Sequence[NamedLane]) -> list[Offer]:
+    """Start every lane, verify that its cap took, measure it, and decide whether it is offered.
+
+    A cap that does nothing is not offered; where no narrower lane is left beside the first, a stated fallback (the same
+    device, each micro-batch done twice) takes its place.
+    """
+    from .launch import probe_lanes
+
+    probes = probe_lanes(lanes)
+    full = max(probe["training_rate"] for probe in probes)
+    offers = [_judge(lane, probe, full) for lane, probe in zip(lanes, probes, strict=True)]
+    if not any(offer.offered for offer in offers[1:]):
+        offers.append(_fallback(offers[-1]))
+    return offers
+
+
+def default_lanes(file: Path | None = None) -> tuple[list[NamedLane], list[Offer]]:
+    """The lanes of the default cluster, and what was measured of every candidate.
+
+    Args:
+        file: lanes defined by hand; all of them are taken, measured but not judged.
+    """
+    if file is not None:
+        lanes = read_lanes(file)
+        return lanes, measure_lanes(lanes)
+    offers = measure_lanes(candidate_lanes())
+    used: set[int] = set()
+    chosen = []
+    for offer in offers:
+        cores = set(offer.lane.cpus)
+        if offer.offered and not cores & used:
+            chosen.append(offer.lane)
+            used |= cores
+    if len(chosen) < 2:  # a single core, or nothing but the fallback beside the first
+        chosen = [offer.lane for offer in offers if offer.offered][:2]
+    return chosen, offers
+
+
+def _judge(lane: NamedLane, probe: dict[str, Any], full: float) -> Offer:
+    figures = {
+        "capability": probe["capability"],
+        "product_flops": probe["product_flops"],
+        "copy_bytes_per_s": probe["copy_bytes_per_s"],
+        "training_rate": probe["training_rate"],
+        "memory_bytes": probe["memory_bytes"],
+    }
+    ratio = probe["training_rate"] / full
+    if lane.cap == "full" or lane.torch_device != "cpu":
+        return Offer(lane, True, "the device as it is", **figures)
+    if probe["capability"] not in CAPABILITY[lane.cap]:
+        return Offer(lane, False, f"the cap did not take: torch still says {probe['capability']}", **figures)
+    if ratio > TOOK_EFFECT:
+        return Offer(lane, False, f"the cap does nothing on this processor ({ratio:.2f} of full speed)", **figures)
+    return Offer(lane, True, f"the cap took: {ratio:.2f} of full speed", **figures)
+
+
+def _fallback(last: Offer) -> Offer:
+    """The lane for hosts whose caps do nothing: the last lane's cores, every micro-batch done twice."""
+    lane = NamedLane(
+        name="repeat",
+        torch_device="cpu",
+        cap="full",
+        cpus=last.lane.cpus,
+        threads=last.lane.threads,
+        repeat=FALLBACK_REPEAT,
+    )
+    reason = f"fallback: no cap makes a different device here, so each micro-batch is done {FALLBACK_REPEAT} times"
+    return Offer(
+        lane,
+        True,
+        reason,
+        capability=last.capability,
+        product_flops=last.product_flops / FALLBACK_REPEAT,
+        copy_bytes_per_s=last.copy_bytes_per_s,
+        training_rate=last.training_rate / FALLBACK_REPEAT,
+        memory_bytes=last.memory_bytes,
+    )
+
+
+def _cpu_lane(name: str, cap: str, cpus: list[int]) -> NamedLane:
+    pinned = cpus if hasattr(os, "sched_setaffinity") else []
+    return NamedLane.model_validate({"name": name, "cap": cap, "cpus": pinned, "threads": max(1, len(cpus))})
+
+
+def _gpu_names() -> list[str]:
+    """Names of the CUDA devices; none where torch is missing or has no CUDA. Imports torch only where a driver is."""
+    if sys.platform != "linux" or not Path("/proc/driver/nvidia/version").exists():
+        return []
+    try:
+        import torch
+    except ImportError:
+        return []
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+
+
+def _gpu_number(lane: NamedLane) -> int:
+    _, _, number = lane.torch_device.partition(":")
+    return int(number or 0)
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

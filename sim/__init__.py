@@ -1,0 +1,1 @@
+"""The world: clusters, workloads, plans, and the engine that predicts what a plan gives."""

@@ -1,0 +1,213 @@
+"""Device, Link, Cluster: what computes, the ways between, and what was measured of both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from .workload import Count, Facts, Name, NonNegative, Positive, Spec
+
+GIB = 2**30
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Residual = Annotated[float, Field(gt=-1, le=1e6, allow_inf_nan=False)]
+
+
+class EfficiencyStep(Spec):
+    """Work of at least this size reaches this share of the peak."""
+
+    at_least: NonNegative
+    """FLOPs (compute tables) or bytes (memory tables) of one operator."""
+    share: Fraction
+
+
+# Isaev et al. 2023 (Calculon), the A100 example: share of the peak by the operator's size.
+CALCULON_COMPUTE = (
+    EfficiencyStep(at_least=128e9, share=0.95),
+    EfficiencyStep(at_least=16e9, share=0.90),
+    EfficiencyStep(at_least=1e9, share=0.60),
+    EfficiencyStep(at_least=0, share=0.10),
+)
+CALCULON_MEMORY = (
+    EfficiencyStep(at_least=100e6, share=0.90),
+    EfficiencyStep(at_least=10e6, share=0.75),
+    EfficiencyStep(at_least=1e6, share=0.60),
+    EfficiencyStep(at_least=0, share=0.30),
+)
+
+
+class ProfilePoint(Spec):
+    """Median time of one micro-batch of one size, measured on a device."""
+
+    micro_batch: Count
+    forward_s: Positive
+    backward_s: Positive
+    steps: Count = 1
+
+
+class Profile(Spec):
+    """What was measured of one workload on one device."""
+
+    workload: Name
+    """:attr:`Workload.key` of the workload that ran."""
+    points: Annotated[list[ProfilePoint], Field(min_length=2, max_length=10_000)]
+    optimizer_s: Positive
+    step_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
+    """measured / fitted - 1 of single compute segments within a launch: the noise of a step."""
+    launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
+    """The same of whole launches: how far one fresh process is from the next."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        sizes = [point.micro_batch for point in self.points]
+        if len(set(sizes)) != len(sizes):
+            raise ValueError("two points have the same micro_batch; keep one")
+        return self
+
+
+class Lane(Spec):
+    """How a device is had on this host: which processor, with which instruction sets, how many threads."""
+
+    torch_device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    cap: Literal["full", "avx2", "sse"] = "full"
+    """Instruction sets that the worker process may use."""
+    cpus: list[Annotated[int, Field(ge=0, le=65_535)]] = Field(default_factory=list)
+    """Cores that the worker is pinned to; empty: not pinned."""
+    threads: Annotated[int, Field(ge=1, le=4096)] = 1
+    repeat: Annotated[int, Field(ge=1, le=64)] = 1
+    """Each micro-batch's forward and backward is done so many times: the fallback that makes a lane slower."""
+
+
+class Device(Spec):
+    """Something that computes. Times and sizes in SI are properties; the fields carry their unit in the name."""
+
+    name: Name
+    summary: str = ""
+    peak_tflops: dict[str, Positive]
+    """Dense peak per dtype, in 10^12 FLOP/s."""
+    memory_gib: Positive
+    memory_bandwidth_gb_per_s: Positive
+    launch_overhead_us: NonNegative = 4.0
+    """Time per kernel that no operator hides."""
+    compute_efficiency: list[EfficiencyStep] = Field(default_factory=lambda: list(CALCULON_COMPUTE))
+    memory_efficiency: list[EfficiencyStep] = Field(default_factory=lambda: list(CALCULON_MEMORY))
+    overhead_gib: NonNegative = 0.0
+    """Memory that the framework takes before the model's first byte."""
+    idle_w: NonNegative | None = None
+    max_w: Positive | None = None
+    price_usd_per_hour: NonNegative | None = None
+    source: dict[str, str] = Field(default_factory=dict)
+    """Where each figure is from; "recalled": nobody opened the source."""
+    lane: Lane | None = None
+    profile: Profile | None = None
+
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes that the model may use: memory less the framework's overhead."""
+        return (self.memory_gib - self.overhead_gib) * GIB
+
+    @property
+    def memory_bandwidth(self) -> float:
+        """Bytes per second between the device and its memory."""
+        return self.memory_bandwidth_gb_per_s * 1e9
+
+    def peak(self, dtype: str) -> float:
+        """Peak FLOP/s in a dtype; a dtype that the device does not list runs at its fp32 (else its smallest) rate."""
+        rates = self.peak_tflops
+        return 1e12 * rates.get(dtype, rates.get("fp32", min(rates.values())))
+
+    @model_validator(mode="after")
+    def _some_peak(self) -> Self:
+        if not self.peak_tflops:
+            raise ValueError("peak_tflops is empty; name at least one dtype, for example fp32")
+        if self.overhead_gib >= self.memory_gib:
+            raise ValueError("overhead_gib leaves no memory; it must be less than memory_gib")
+        return self
+
+
+class Link(Spec):
+    """A way between devices."""
+
+    name: Name
+    latency_us: NonNegative
+    bandwidth_gb_per_s: Positive
+    """10^9 bytes per second in one direction."""
+    source: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds per message."""
+        return self.latency_us * 1e-6
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second."""
+        return self.bandwidth_gb_per_s * 1e9
+
+
+class CollectivePoint(Spec):
+    """Time of one collective of one size."""
+
+    bytes: Count
+    seconds: Positive
+
+
+class CollectiveTable(Spec):
+    """A collective measured over the named devices: a table, interpolated in the logarithm of the size."""
+
+    kind: Literal["all_reduce"] = "all_reduce"
+    backend: Name
+    devices: Annotated[list[Name], Field(min_length=2)]
+    points: Annotated[list[CollectivePoint], Field(min_length=2, max_length=10_000)]
+    step_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
+    launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len({point.bytes for point in self.points}) != len(self.points):
+            raise ValueError("two points have the same bytes; keep one")
+        return self
+
+
+class Node(Spec):
+    """One machine: its devices and the link between them."""
+
+    name: Name
+    devices: Annotated[list[Device], Field(min_length=1, max_length=100_000)]
+    link: Link
+
+
+class Cluster(Spec):
+    """Machines, the network between them, and collectives that were measured over them."""
+
+    nodes: Annotated[list[Node], Field(min_length=1, max_length=100_000)]
+    network: Link | None = None
+    collectives: list[CollectiveTable] = Field(default_factory=list)
+    fingerprint: Facts = Field(default_factory=dict)
+    """The hardware and software that measured tables belong to; empty for a cluster from the catalog."""
+
+    @cached_property
+    def devices(self) -> tuple[Device, ...]:
+        """All devices, node by node."""
+        return tuple(device for node in self.nodes for device in node.devices)
+
+    def node_of(self, device: str) -> Node:
+        """The machine that holds a device."""
+        return next(node for node in self.nodes if any(each.name == device for each in node.devices))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = Counter(device.name for device in self.devices)
+        name, times = names.most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"two devices are named {name!r}; give each entry its own name")
+        if len(self.nodes) > 1 and self.network is None:
+            raise ValueError("several nodes need a network link; add [cluster.network]")
+        unknown = sorted({name for table in self.collectives for name in table.devices} - set(names))
+        if unknown:
+            raise ValueError(
+                f"a collective table names {unknown[0]!r}, which is no device of the cluster; remove the table"
+            )
+        return self

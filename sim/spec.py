@@ -1,0 +1,488 @@
+"""Scenario: what a study is about; loading it from TOML or JSON, with every mistake named by its path."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ..results.errors import InputError
+from ..results.store import read_text
+from .device import Cluster, Device, Link, Node
+from .workload import Model, Name, Positive, Spec, Whole, Workload
+
+MAX_INPUT_BYTES = 16 * 2**20
+MAX_DEVICES = 100_000
+
+S = TypeVar("S", bound=BaseModel)
+Resolver = Callable[[dict[str, Any], Path | None], dict[str, Any]]
+"""Fills in what only the caller's host can know: gets the raw document and its folder, gives the document back."""
+
+
+class Objective(Spec):
+    """What a search makes as large (or small) as it can."""
+
+    metric: Literal["throughput", "step_time_p90", "cost", "energy"] = "throughput"
+
+
+class Sampling(Spec):
+    """How many noisy steps a prediction samples."""
+
+    launches: Annotated[int, Field(ge=1, le=100_000)] = 40
+    """Fresh process groups; each draws its own offset per device."""
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 25
+    """Steps per launch."""
+    search_launches: Annotated[int, Field(ge=1, le=100_000)] = 4
+    """Launches per trial of a search."""
+
+
+class Calibrating(Spec):
+    """How much is measured of each lane before anything is predicted."""
+
+    launches: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Fresh groups of processes: what differs between them is the noise of a launch."""
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 2
+    """Times that each size is measured in a launch."""
+    seconds_per_point: Annotated[float, Field(gt=0, le=3600)] = 0.4
+    least_steps: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Steps per point, however long they take."""
+
+
+class Replay(Spec):
+    """How the measurement is made."""
+
+    launches: Annotated[int, Field(ge=1, le=1000)] = 5
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 12
+    """Measured steps per plan and launch, spread over the rounds."""
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 3
+    warmup_steps: Annotated[int, Field(ge=0, le=1000)] = 2
+    """Steps before the first measured one, per plan and round."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """A collective that takes longer has lost a worker."""
+    winners: Whole = 3
+    """Distinct plans of the search that are replayed beside the baselines."""
+
+
+class Training(Spec):
+    """What the devices train on when the plan runs for real."""
+
+    data: Literal["texts", "random"] = "texts"
+    """``texts``: the labelled short texts of the ``demo`` extra; ``random``: tokens and labels drawn at random."""
+    learning_rate: Positive = 1e-3
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = 300
+    """Optimizer steps of ``steelyard train``."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the texts that is only evaluated on."""
+
+
+class Scenario(Spec):
+    """Cluster, workload and objective: what a study is about."""
+
+    schema_version: Annotated[int, Field(ge=1, le=1)] = 1
+    name: Name
+    summary: str = ""
+    source: str = ""
+    cluster: Cluster
+    workload: Workload
+    objective: Objective = Objective()
+    sampling: Sampling = Sampling()
+    calibration: Calibrating = Calibrating()
+    replay: Replay = Replay()
+    training: Training = Training()
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+
+def load_scenario(path: str | Path, settings: Iterable[str] = (), resolve: Resolver | None = None) -> Scenario:
+    """Read a scenario: a TOML or JSON file, or the name of a shipped one.
+
+    Args:
+        path: file, or name as listed by ``steelyard list scenarios``.
+        settings: overrides ``a.b.c=value`` (the value in TOML's notation; a bare word is a string).
+        resolve: fills in the parts that only this host knows (measured lanes); without it they are an error.
+
+    Raises:
+        InputError: anything that is wrong with the file, by the path of the field.
+    """
+    document, folder = read_document(path)
+    for setting in settings:
+        apply_setting(document, setting)
+    if resolve is not None:
+        document = resolve(document, folder)
+    return scenario_from(document, folder)
+
+
+def scenario_from(document: Mapping[str, Any], folder: Path | None = None) -> Scenario:
+    """Validate a scenario document after replacing its references to the catalog by what they name."""
+    if not isinstance(document, Mapping):
+        raise InputError("scenario", "is not a table", "start from `steelyard init`")
+    return validate(Scenario, expand(dict(document), folder), "scenario")
+
+
+def read_document(path: str | Path) -> tuple[dict[str, Any], Path | None]:
+    """The raw document of a scenario and the folder its relative paths start from (None for a shipped one)."""
+    file, shipped = Path(path), shipped_names("scenarios")
+    if _is_file(file):
+        return parse_file(file), file.resolve().parent
+    if str(path) in shipped:
+        return parse_toml(shipped_text("scenarios", str(path)), str(path)), None
+    near = difflib.get_close_matches(str(path)[:200], shipped, n=1)
+    hint = f"did you mean {near[0]}?" if near else "give a file, or a name from `steelyard list scenarios`"
+    raise InputError(str(path)[:200] or "''", "no such scenario", hint)
+
+
+def parse_file(file: Path) -> dict[str, Any]:
+    """A TOML or JSON file (by its ending) as a table, at most :data:`MAX_INPUT_BYTES` long."""
+    text = read_text(file, MAX_INPUT_BYTES)
+    if file.suffix != ".json":
+        return parse_toml(text, str(file))
+    try:
+        document = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(str(file), f"is not JSON: {_first_line(error)}", "check its syntax") from error
+    if not isinstance(document, dict):
+        raise InputError(str(file), "is not a table", "the file must hold one object")
+    return document
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Parse TOML text; a syntax error becomes an :class:`InputError` that names the place."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of over 4,300 digits is a plain ValueError
+        raise InputError(where, f"is not TOML: {_first_line(error)}", "check its syntax") from error
+
+
+def apply_setting(document: dict[str, Any], setting: str) -> None:
+    """Apply one ``a.b.c=value`` to a document in place; list entries are addressed by number."""
+    key, separator, text = setting.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise InputError(f"--set {setting}", "is not key=value", "for example --set workload.global_batch=64")
+    target: Any = document
+    for part in parts[:-1]:
+        target = _descend(target, part, setting)
+    last: str | int = parts[-1]
+    if isinstance(target, list):
+        last = _index(target, parts[-1], setting)
+    elif not isinstance(target, dict):
+        raise InputError(f"--set {setting}", f"{parts[-2]} is not a table", "check the path")
+    target[last] = parse_value(text.strip())
+
+
+def parse_value(text: str) -> Any:
+    """A value in TOML's notation; what is not one is taken as a string."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return document["value"] if len(document) == 1 else text
+
+
+def expand(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """Replace names of catalog devices, links and models by what they name, and counts by single devices.
+
+    Entries of the cluster come back validated, each under the path that the user wrote: once they are counted out,
+    their places are others.
+    """
+    result = dict(document)
+    if isinstance(cluster := result.get("cluster"), dict):
+        result["cluster"] = _expand_cluster(cluster)
+    if isinstance(workload := result.get("workload"), dict) and isinstance(workload.get("model"), str):
+        result["workload"] = {**workload, "model": load_model(workload["model"], folder)}
+    return result
+
+
+def load_model(name: str, folder: Path | None = None) -> Model:
+    """A catalog model by name, or a model file inside the scenario's folder."""
+    if name in shipped_names("catalog/models"):
+        text = _data("catalog/models").joinpath(f"{name}.json").read_text(encoding="utf-8")
+        return validate(Model, json.loads(text), f"catalog model {name}", prefix=f"catalog model {name}: ")
+    if name.endswith(".json"):
+        return validate(Model, parse_file(inside(folder, name, "workload.model")), name, prefix=f"{name}: ")
+    near = difflib.get_close_matches(name[:200], shipped_names("catalog/models"), n=1)
+    hint = (
+        f"did you mean {near[0]}?" if near else "`steelyard list models` names them; `steelyard init --model` makes one"
+    )
+    raise InputError("workload.model", f"{shown(name)} is not in the catalog", hint)
+
+
+def load_device(name: str) -> Device:
+    """A catalog device by name."""
+    return validate(
+        Device, _catalog_entry("devices", name, "device"), f"catalog device {name}", prefix=f"catalog device {name}: "
+    )
+
+
+def load_link(name: str, field: str = "link") -> Link:
+    """A catalog link by name; ``field`` is where the name stands, for the error when there is none."""
+    return validate(Link, _catalog_entry("links", name, field), f"catalog link {name}", prefix=f"catalog link {name}: ")
+
+
+def inside(folder: Path | None, name: str, field: str) -> Path:
+    """A path from an input file, which must stay inside the file's folder.
+
+    Raises:
+        InputError: absolute, climbing out (also by a symbolic link), or there is no folder.
+    """
+    if folder is None:
+        raise InputError(field, f"{shown(name)} is a path, a shipped scenario has no folder", "copy the scenario first")
+    try:
+        target = (folder / name).resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: symbolic links in a circle
+        raise InputError(field, f"{shown(name)} is not a usable path", "use a plain relative path") from error
+    if not target.is_relative_to(folder.resolve()):
+        raise InputError(field, f"{shown(name)} leaves the folder of the scenario", "put the file beside the scenario")
+    return target
+
+
+def shipped_names(folder: str) -> list[str]:
+    """Names of the data files in a shipped folder (``scenarios``, ``catalog/devices``, ...), sorted."""
+    return sorted(
+        entry.name.rsplit(".", 1)[0] for entry in _data(folder).iterdir() if entry.name.endswith((".toml", ".json"))
+    )
+
+
+def shipped_text(folder: str, name: str) -> str:
+    """Text of a shipped TOML file."""
+    return _data(folder).joinpath(f"{name}.toml").read_text(encoding="utf-8")
+
+
+def validate(model: type[S], data: object, where: str, *, prefix: str = "") -> S:
+    """Validate input against a model; the first violation becomes an :class:`InputError` with path and mend.
+
+    Args:
+        model: what the data should be.
+        data: parsed from a file, or anything else.
+        where: names the whole, for a violation that has no path.
+        prefix: put before the path of every violation (``cluster.nodes.0.`` or ``file.json: ``).
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _input_error(model, error, where, prefix) from error
+    except (OverflowError, RecursionError) as error:
+        raise InputError(
+            where, f"cannot be read: {_first_line(error)}", "a number or a nesting is too large"
+        ) from error
+
+
+def shown(value: object) -> str:
+    """A value as an error message shows it: short, whatever it is."""
+    try:
+        text = reprlib.repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; a deep nesting
+        text = f"{type(value).__name__} too large to show"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+MUST_BE = {
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_type": "text",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "string_pattern_mismatch": "text like {pattern}",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "finite_number": "a finite number",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
+"""What a value must be, by pydantic's name of the violation."""
+
+
+def _input_error(model: type[BaseModel], error: ValidationError, where: str, prefix: str) -> InputError:
+    found = error.errors(include_url=False)
+    # A misspelt key is also a missing one: the name that the user wrote says more.
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    path = prefix + ".".join(map(_part, first["loc"])) if first["loc"] else prefix.rstrip(".: ") or where
+    kind, value, context = first["type"], first.get("input"), first.get("ctx", {})
+    if kind == "extra_forbidden":
+        return InputError(path, "unknown key", _near_key(model, first["loc"]))
+    if kind == "missing":
+        return InputError(path, "is missing", MISSING.get(str(first["loc"][-1]), f"add {first['loc'][-1]} = ..."))
+    if kind == "value_error":
+        problem, _, mend = str(context["error"]).partition("; ")
+        return InputError(path, problem, mend)
+    if kind == "literal_error":
+        return InputError(path, f"is {shown(value)}", f"one of {context['expected']}")
+    if kind in ("too_short", "too_long"):
+        least, most = context.get("min_length"), context.get("max_length")
+        mend = f"must have at least {least}" if least is not None else f"must have at most {most}"
+        return InputError(path, f"has {context['actual_length']} entries", mend)
+    if kind == "float_type" and isinstance(value, int) and not isinstance(value, bool):
+        return InputError(path, f"is {shown(value)}", "must be a smaller number")
+    if kind in MUST_BE:
+        quoted = ", without quotes" if isinstance(value, str) and MUST_BE[kind].endswith("number") else ""
+        return InputError(path, f"is {shown(value)}", f"must be {MUST_BE[kind].format(**context)}{quoted}")
+    return InputError(path, first["msg"][:1].lower() + first["msg"][1:], f"it is {shown(value)}")
+
+
+def _part(key: str | int) -> str:
+    """A key as a path shows it: the user's own may be empty or endless."""
+    return str(key)[:60] or "''"
+
+
+MISSING = {
+    "model": "name one of `steelyard list models`, or a model file beside the scenario",
+    "cluster": "add [cluster], or start from `steelyard init`",
+    "workload": "add [workload], or start from `steelyard init`",
+    "nodes": 'add [[cluster.nodes]] with devices and a link, or lanes = "auto"',
+}
+"""Mends for missing keys that are more than a value to type in."""
+
+
+def _near_key(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
+    known = _fields_at(model, location[:-1])
+    near = difflib.get_close_matches(str(location[-1])[:200], known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known here: {', '.join(known)}" if known else "remove it"
+
+
+def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
+    """Field names of the model at a place within another, as far as plain annotations tell."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        info = getattr(current, "model_fields", {}).get(part)
+        current = _inner_model(info.annotation) if info is not None else None
+    return sorted(getattr(current, "model_fields", {}))
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = [_inner_model(each) for each in getattr(annotation, "__args__", ())]
+    return next((each for each in inner if each is not None), None)
+
+
+def _expand_cluster(cluster: dict[str, Any]) -> dict[str, Any]:
+    if "lanes" in cluster:
+        raise InputError(
+            "cluster.lanes", "the lanes of this host are not calibrated", "run `steelyard calibrate` first"
+        )
+    result = dict(cluster)
+    if isinstance(result.get("network"), str):
+        result["network"] = load_link(result["network"], "cluster.network")
+    if isinstance(result.get("nodes"), list):
+        nodes: list[Any] = []
+        room = MAX_DEVICES
+        for index, entry in enumerate(result["nodes"]):
+            copies = _expand_node(entry, index, room)
+            room -= sum(len(node.devices) for node in copies if isinstance(node, Node))
+            nodes.extend(copies)
+        result["nodes"] = nodes
+    return result
+
+
+def _expand_node(entry: Any, index: int, room: int) -> Sequence[Any]:
+    """One entry of the cluster as single nodes; what is no table is left for the validation of the whole."""
+    if not isinstance(entry, dict):
+        return [entry]
+    where = f"cluster.nodes.{index}"
+    count = _count(entry, where, room)
+    own = {"name": f"node{index}", **{key: value for key, value in entry.items() if key != "count"}}
+    if isinstance(own.get("link"), str):
+        own["link"] = load_link(own["link"], f"{where}.link")
+    if isinstance(own.get("devices"), list):
+        devices: list[Any] = []
+        for number, device in enumerate(own["devices"]):
+            devices.extend(_expand_device(device, f"{where}.devices.{number}", room // count - len(devices)))
+        own["devices"] = devices
+    node = validate(Node, own, where, prefix=f"{where}.")
+    return [node] if count == 1 else [_copy(node, f"{node.name}-{number}") for number in range(count)]
+
+
+def _copy(node: Node, name: str) -> Node:
+    """A node under another name, which the names of its devices carry too."""
+    devices = [device.model_copy(update={"name": f"{name}/{device.name}"}) for device in node.devices]
+    return node.model_copy(update={"name": name, "devices": devices})
+
+
+def _expand_device(entry: Any, where: str, room: int) -> Sequence[Any]:
+    """One entry of a node as single devices: a catalog name with overrides, or written out; numbered when counted."""
+    if isinstance(entry, str):
+        entry = {"device": entry}
+    if not isinstance(entry, dict):
+        return [entry]
+    count = _count(entry, where, room)
+    own = {key: value for key, value in entry.items() if key not in ("count", "device")}
+    if "device" in entry:
+        if not isinstance(entry["device"], str):
+            raise InputError(f"{where}.device", "is not a name", "`steelyard list devices` names them")
+        own = {**_catalog_entry("devices", entry["device"], f"{where}.device"), **own}
+    device = validate(Device, own, where, prefix=f"{where}.")
+    if count == 1:
+        return [device]
+    return [device.model_copy(update={"name": f"{device.name}-{number}"}) for number in range(count)]
+
+
+def _count(entry: dict[str, Any], where: str, room: int) -> int:
+    count = entry.get("count", 1)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InputError(f"{where}.count", f"is {shown(count)}", "must be a whole number from 1")
+    if count > room:
+        raise InputError(f"{where}.count", f"makes more than {MAX_DEVICES} devices", "model a part of the cluster")
+    return count
+
+
+def _catalog_entry(folder: str, name: str, field: str) -> dict[str, Any]:
+    known = shipped_names(f"catalog/{folder}")
+    if name not in known:
+        near = difflib.get_close_matches(name[:200], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        raise InputError(field, f"{shown(name)} is not in the catalog", hint)
+    return parse_toml(shipped_text(f"catalog/{folder}", name), f"catalog {folder} {name}")
+
+
+def _data(folder: str) -> Traversable:
+    place: Traversable = resources.files("steelyard.sim")
+    for part in folder.split("/"):
+        place = place.joinpath(part)
+    return place
+
+
+def _descend(target: Any, part: str, setting: str) -> Any:
+    if isinstance(target, list):
+        return target[_index(target, part, setting)]
+    if not isinstance(target, dict):
+        raise InputError(f"--set {setting}", f"there is no table that holds {part}", "check the path")
+    return target.setdefault(part, {})
+
+
+def _index(target: list[Any], part: str, setting: str) -> int:
+    if not (part.isascii() and part.isdigit() and len(part) < 10) or int(part) >= len(target):
+        raise InputError(f"--set {setting}", f"{part} is no entry of a list of {len(target)}", "entries count from 0")
+    return int(part)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a path is a file; one that the system cannot even look at (too long, say) is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,175 @@
+"""View: what a policy may see; and the contract of a policy."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, Self, runtime_checkable
+
+from ..results.record import PolicyRecord
+from . import cost
+from .device import Cluster, Device
+from .plan import Plan
+from .spec import Objective, Scenario
+from .workload import Workload
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """One device as a policy sees it: figures, and estimates of time and room for this workload."""
+
+    name: str
+    peak_flops: float
+    """Peak FLOP/s in the workload's dtype."""
+    memory_bandwidth: float
+    """Bytes per second."""
+    memory_bytes: float
+    capacity: int
+    """The most samples per step: unlimited (the global batch) with accumulation, 0 where the model does not fit."""
+    cost: cost.DeviceCost
+    largest_micro_batch: int | None
+    """More samples than these are cut into micro-batches; None: no cut (and ``capacity`` is the limit)."""
+
+    def step_s(self, samples: int) -> float:
+        """Estimated seconds of forward, backward and optimizer for so many samples in a step; 0 samples take none."""
+        if samples <= 0:
+            return 0.0
+        if self.largest_micro_batch is None or samples <= self.largest_micro_batch:
+            return self.cost.compute_s(samples) + self.cost.optimizer_s
+        count = -(-samples // self.largest_micro_batch)
+        size, over = divmod(samples, count)  # as micro_batches() cuts them, without the list
+        larger = over * self.cost.compute_s(size + 1) if over else 0.0
+        return larger + (count - over) * self.cost.compute_s(size) + self.cost.optimizer_s
+
+    def most_within(self, seconds: float) -> int:
+        """The most samples (at most ``capacity``) whose step takes no longer than ``seconds``.
+
+        One more sample may take less time where it makes one more micro-batch (two halves can be cheaper than a whole
+        that no longer fits a cache). So: the largest count of micro-batches that can fit, then the most samples in it;
+        time grows with the samples within a count, and from the least of one count to the least of the next.
+        """
+        size = self.largest_micro_batch or max(self.capacity, 1)
+        counts = range(-(-self.capacity // size))
+        count = bisect.bisect_right(counts, seconds, key=lambda number: self.step_s(number * size + 1)) - 1
+        if count < 0:
+            return 0
+        begin, end = count * size + 1, min((count + 1) * size, self.capacity)
+        return count * size + bisect.bisect_right(range(begin, end + 1), seconds, key=self.step_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a policy may see: devices alive, workload, objective, estimates, the measured past; never the future."""
+
+    devices: tuple[DeviceView, ...]
+    workload: Workload
+    cluster: Cluster
+    objective: Objective = field(default_factory=Objective)
+    seed: int = 0
+    steps_left: int | None = None
+    current: Plan | None = None
+    change_s: float = 0.0
+    """Seconds that leaving the current plan would cost."""
+    history: tuple[dict[str, Any], ...] = ()
+    """Measured steps so far, oldest first."""
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Self:
+        """The view at the start of a run: every device alive, no past."""
+        return cls(
+            devices=tuple(_device_view(device, scenario.workload) for device in scenario.cluster.devices),
+            workload=scenario.workload,
+            cluster=scenario.cluster,
+            objective=scenario.objective,
+            seed=scenario.seed,
+        )
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimizer step that the plan must hand out."""
+        return self.workload.global_batch
+
+    def sync_s(self, names: Sequence[str]) -> float:
+        """Estimated seconds of the gradient all-reduce over some devices."""
+        return cost.all_reduce_s(self.cluster, names, self.workload.gradient_bytes)
+
+    @cached_property
+    def speeds(self) -> tuple[float, ...]:
+        """Samples per second of each device, estimated at an equal share of the batch."""
+        share = max(1, round(self.global_batch / len(self.devices)))
+        return tuple(share / device.step_s(share) for device in self.devices)
+
+    def plan(self, samples: Sequence[int]) -> Plan:
+        """The data-parallel plan that gives each device (in the view's order) so many samples."""
+        names = (device.name for device in self.devices)
+        return Plan.data_parallel(self.workload, dict(zip(names, samples, strict=True)))
+
+
+def _device_view(device: Device, workload: Workload) -> DeviceView:
+    fits, largest = cost.largest_micro_batch(workload, device), workload.max_micro_batch
+    # A plan's micro-batches are cut by the workload's own limit; where memory allows less, so does the capacity.
+    if largest is not None and fits < min(largest, workload.global_batch):
+        largest = None
+    capacity = fits if largest is None else workload.global_batch
+    return DeviceView(
+        name=device.name,
+        peak_flops=device.peak(workload.dtype),
+        memory_bandwidth=device.memory_bandwidth,
+        memory_bytes=device.memory_bytes,
+        capacity=capacity,
+        cost=cost.device_cost(device, workload),
+        largest_micro_batch=largest,
+    )
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A value with one pure method. It reads no clock, no environment, and holds no state.
+
+    ``allocate`` is called once before the first step (and again at each rebalance point of an adaptive run). It returns
+    a plan that :meth:`Plan.check` accepts, or raises :class:`~steelyard.sim.plan.Infeasible` with the reason.
+    """
+
+    def allocate(self, view: View) -> Plan:
+        """Divide the work."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A policy that always answers the one plan it holds: how a recorded plan is executed again."""
+
+    plan: Plan
+    record: PolicyRecord | None = None
+    """The policy that made the plan, for the run's record."""
+
+    def allocate(self, view: View) -> Plan:
+        """The plan, whatever the view."""
+        return self.plan
+
+
+def describe(policy: Policy) -> PolicyRecord:
+    """Name, parameters and source digest of a policy: what a run records of it."""
+    if isinstance(policy, Fixed):
+        return policy.record or PolicyRecord(name="fixed", source_sha256=_source_digest(Fixed))
+    kind = type(policy)
+    parameters: dict[str, Any] = dataclasses.asdict(policy) if dataclasses.is_dataclass(policy) else {}
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+    name = getattr(kind, "name", f"{kind.__module__}:{kind.__qualname__}")
+    return PolicyRecord(name=name, parameters=parameters, defaults=defaults, source_sha256=_source_digest(kind))
+
+
+def _source_digest(kind: type) -> str:
+    """SHA-256 of the file that defines a class; of its name where there is no file (defined at a prompt)."""
+    try:
+        content = Path(inspect.getfile(kind)).read_bytes()
+    except (OSError, TypeError):
+        content = f"{kind.__module__}:{kind.__qualname__}".encode()
+    return hashlib.sha256(content).hexdigest()

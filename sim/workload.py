@@ -1,0 +1,177 @@
+"""Workload: one model and how it is trained, as data: layers of operators, no torch, no transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from ..results.record import canonical_json, digest
+
+Positive = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Polynomial = Annotated[list[NonNegative], Field(min_length=1, max_length=4)]
+"""Coefficients [c0, c1, c2, ...]: value for one sample of ``s`` tokens is c0 + c1 s + c2 s^2 + ..."""
+
+DTYPE_BYTES: dict[str, int] = {"fp64": 8, "fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
+Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8"]
+Optimizer = Literal["sgd", "momentum", "adamw"]
+OPTIMIZER_STATES: dict[str, int] = {"sgd": 0, "momentum": 1, "adamw": 2}
+"""fp32 values that the optimizer keeps per trainable parameter, beside the weights."""
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    try:
+        canonical_json(facts)
+    except (TypeError, ValueError) as error:  # a date, a NaN: a digest of the scenario could not be taken
+        raise ValueError(
+            f"holds a value that JSON does not have: {error}; use text, numbers, lists and tables"
+        ) from error
+    return facts
+
+
+Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
+"""A table of plain values that is kept as it is."""
+
+
+class Spec(BaseModel):
+    """Base of every input: unknown keys refused, types strict, values immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields changed (not validated), and nothing cached that the change may have made wrong."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in copied.__dict__.keys() - type(self).model_fields.keys():
+            del copied.__dict__[name]
+        return copied
+
+
+def at(polynomial: list[float], tokens: int) -> float:
+    """Value of a :data:`Polynomial` for one sample of ``tokens`` tokens."""
+    return sum(c * float(tokens) ** power for power, c in enumerate(polynomial))
+
+
+class Operator(Spec):
+    """One kind of arithmetic within a layer, for one sample: its FLOPs, the elements it moves, the kernels it takes."""
+
+    kind: Literal["matmul", "attention", "normalization", "elementwise", "embedding", "loss"]
+    kernels: Whole = 1
+    flops: Polynomial
+    """FLOPs per sample (a multiply-add counts 2)."""
+    elements: Polynomial
+    """Activation elements read and written per sample."""
+    weight_elements: Whole = 0
+    """Weight elements read once per micro-batch."""
+
+
+class Layer(Spec):
+    """A unit that a plan may not cut: its parameters, operators forward and backward, what it keeps and hands on."""
+
+    name: Name
+    parameters: Whole
+    trainable_parameters: Whole
+    forward: list[Operator]
+    backward: list[Operator]
+    activation_elements: Polynomial
+    """Elements kept from forward to backward, per sample."""
+    output_elements: Polynomial
+    """Elements handed to the next layer, per sample."""
+    inputs: list[Name] | None = None
+    """Names of the layers that feed this one; None: the layer before (a chain)."""
+    tied_with: Name | None = None
+    """Layer whose parameters these are too: counted there."""
+
+    def forward_flops(self, tokens: int) -> float:
+        """FLOPs of the forward pass for one sample of ``tokens`` tokens."""
+        return sum(at(op.flops, tokens) for op in self.forward)
+
+    def backward_flops(self, tokens: int) -> float:
+        """FLOPs of the backward pass for one sample of ``tokens`` tokens."""
+        return sum(at(op.flops, tokens) for op in self.backward)
+
+
+class Model(Spec):
+    """What a catalog model file holds: a transformers configuration, and the layers that were derived from it."""
+
+    schema_version: Annotated[int, Field(ge=1, le=1)] = 1
+    name: Name
+    summary: str = ""
+    source: str = ""
+    config: Facts = Field(default_factory=dict)
+    layers: Annotated[list[Layer], Field(min_length=1, max_length=100_000)]
+
+
+class Workload(Spec):
+    """One model and how it is trained."""
+
+    model: Model
+    global_batch: Annotated[int, Field(ge=1, le=2**24)]
+    """Samples per optimizer step, over all devices."""
+    sequence_length: Count = 128
+    dtype: Dtype = "fp32"
+    optimizer: Optimizer = "adamw"
+    max_micro_batch: Count | None = None
+    """Gradients are accumulated over micro-batches of at most this many samples; None: one micro-batch a device."""
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The model's layers, in order."""
+        return self.model.layers
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes of one activation or gradient element."""
+        return DTYPE_BYTES[self.dtype]
+
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @cached_property
+    def trainable_parameters(self) -> int:
+        """Parameters that get a gradient."""
+        return sum(layer.trainable_parameters for layer in self.layers)
+
+    @cached_property
+    def gradient_bytes(self) -> int:
+        """Bytes that a data-parallel all-reduce moves: the gradients of all trainable parameters."""
+        return self.trainable_parameters * self.element_bytes
+
+    @cached_property
+    def flops_per_sample(self) -> float:
+        """Model FLOPs of one sample, forward and backward (no recomputation): what MFU counts."""
+        tokens = self.sequence_length
+        return sum(layer.forward_flops(tokens) + layer.backward_flops(tokens) for layer in self.layers)
+
+    @cached_property
+    def activation_bytes_per_sample(self) -> float:
+        """Bytes kept from forward to backward, per sample."""
+        return self.element_bytes * sum(at(layer.activation_elements, self.sequence_length) for layer in self.layers)
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """Bytes of weights, gradients and optimizer states on a device that holds the whole model.
+
+        16-bit training keeps fp32 master weights beside the 16-bit ones: 16 bytes per parameter with AdamW
+        (Rajbhandari et al. 2020, ZeRO, section 3.1); fp32 AdamW needs 16 as well (4 weights + 4 gradients + 8).
+        """
+        states = 4 * OPTIMIZER_STATES[self.optimizer]
+        master = 4 if self.element_bytes < 4 else 0
+        trainable = self.element_bytes + states + master
+        return self.parameters * self.element_bytes + self.trainable_parameters * trainable
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of what decides the work of one sample: a measured profile belongs to one key.
+
+        The global batch is not part of it (a profile holds several micro-batches), nor are names and sources.
+        """
+        layers = [layer.model_dump(mode="json") for layer in self.layers]
+        return digest([layers, self.sequence_length, self.dtype, self.optimizer])[:16]

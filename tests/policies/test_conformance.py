@@ -1,0 +1,295 @@
+"""The kit holds all built-in policies to their contract, and catches policies that break it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from steelyard.policies import REGISTRY, Choice, Range, make_policy, policy_class
+from steelyard.policies._base import capacities, round_shares
+from steelyard.policies.testing import (
+    ConformanceError,
+    check_policy,
+    reordered,
+    scenario_toml,
+    scenarios,
+    slower,
+)
+from steelyard.sim.plan import Infeasible, Plan
+from steelyard.sim.spec import parse_toml, scenario_from
+from steelyard.sim.view import View
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_built_in_policies_keep_the_contract(name: str) -> None:
+    check_policy(policy_class(name), max_examples=100, unit_free=True)
+
+
+def test_an_instance_is_checked_with_its_own_parameters() -> None:
+    check_policy(make_policy("throughput", {"gamma": 2.0}), max_examples=20)
+
+
+@settings(max_examples=50)
+@given(scenarios())
+def test_a_scenario_survives_its_toml(scenario: Any) -> None:
+    assert scenario_from(parse_toml(scenario_toml(scenario), "generated")) == scenario
+
+
+def test_scenarios_are_of_many_kinds() -> None:
+    """The generator reaches what the rules are about."""
+    seen: set[str] = set()
+
+    @settings(max_examples=300, derandomize=True, database=None)
+    @given(scenarios())
+    def look(scenario: Any) -> None:
+        view = View.of(scenario)
+        room = sum(device.capacity for device in view.devices)
+        batch = scenario.workload.global_batch
+        devices = scenario.cluster.devices
+        facts = {
+            "one device": len(devices) == 1,
+            "six devices": len(devices) == 6,
+            "three nodes": len(scenario.cluster.nodes) == 3,
+            "too little memory": room < batch,
+            "plenty": all(device.capacity >= batch for device in view.devices),
+            "a device that holds nothing": any(device.capacity == 0 for device in view.devices),
+            "just some room": any(0 < device.capacity < batch for device in view.devices),
+            "batch of one": batch == 1,
+            "accumulation": scenario.workload.max_micro_batch is not None,
+            "profiled": any(device.profile for device in devices),
+            "datasheet": any(device.profile is None for device in devices),
+            "a table": bool(scenario.cluster.collectives),
+            "equal devices": len(devices) > len({device.model_dump_json(exclude={"name"}) for device in devices}),
+        }
+        seen.update(fact for fact, holds in facts.items() if holds)
+
+    look()
+    assert len(seen) == 13, seen
+
+
+@settings(max_examples=50)
+@given(scenarios())
+def test_a_slower_world_is_slower_by_the_factor(scenario: Any) -> None:
+    before, after = View.of(scenario), View.of(slower(scenario))
+    for one, other in zip(before.devices, after.devices, strict=True):
+        assert other.step_s(3) == pytest.approx(4 * one.step_s(3), rel=1e-12)
+    names = [device.name for device in before.devices]
+    assert after.sync_s(names) == pytest.approx(4 * before.sync_s(names), rel=1e-9)
+
+
+@settings(max_examples=50)
+@given(scenarios())
+def test_a_reordered_world_has_the_same_devices(scenario: Any) -> None:
+    def kinds(one: Any) -> list[str]:
+        return sorted(device.model_dump_json(exclude={"name"}) for device in one.cluster.devices)
+
+    assert kinds(reordered(scenario, 5)) == kinds(scenario)
+
+
+def _last_device(view: View) -> int:
+    return max(range(len(view.devices)), key=lambda i: view.devices[i].name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loses:
+    """Drops a sample where there are two devices or more."""
+
+    name: ClassVar[str] = "loses"
+
+    def allocate(self, view: View) -> Plan:
+        plan = round_shares(view, [1.0] * len(view.devices))
+        if len(plan.pipelines) < 2:
+            return plan
+        return view.plan([*plan.split().values()][:-1] + [0] * (len(view.devices) - len(plan.pipelines) + 1))
+
+
+_calls: list[int] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembers:
+    """Gives another answer each time it is asked."""
+
+    name: ClassVar[str] = "remembers"
+
+    def allocate(self, view: View) -> Plan:
+        _calls.append(1)
+        count = len(view.devices)
+        return round_shares(view, [2.0 if i == len(_calls) % count else 1.0 for i in range(count)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """Prefers the device with the last name."""
+
+    name: ClassVar[str] = "names"
+
+    def allocate(self, view: View) -> Plan:
+        last = _last_device(view)
+        return round_shares(view, [2.0 if i == last else 1.0 for i in range(len(view.devices))])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Prefers the device that comes first."""
+
+    name: ClassVar[str] = "order"
+
+    def allocate(self, view: View) -> Plan:
+        return round_shares(view, [2.0] + [1.0] * (len(view.devices) - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivesUp:
+    """Wants every device to have room for an equal share."""
+
+    name: ClassVar[str] = "gives-up"
+
+    def allocate(self, view: View) -> Plan:
+        share = -(-view.global_batch // len(view.devices))
+        if any(device.capacity < share for device in view.devices):
+            raise Infeasible("workload.global_batch", "does not fit equally")
+        return round_shares(view, [1.0] * len(view.devices))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crashes:
+    """Divides by zero at one end of its range."""
+
+    name: ClassVar[str] = "crashes"
+    gamma: Annotated[float, Range(0, 2)] = 1.0
+
+    def allocate(self, view: View) -> Plan:
+        return round_shares(view, [1 / self.gamma] * len(view.devices))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scribbles:
+    """Writes into the workload that it is shown."""
+
+    name: ClassVar[str] = "scribbles"
+
+    def allocate(self, view: View) -> Plan:
+        capacities(view)
+        view.workload.model.config["touched"] = True
+        return round_shares(view, [1.0] * len(view.devices))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Leaves out what takes over 10 ms a sample, wherever everything does."""
+
+    name: ClassVar[str] = "seconds"
+
+    def allocate(self, view: View) -> Plan:
+        from steelyard.policies._base import canonical
+
+        view = canonical(view)
+        return round_shares(view, [1.0 if device.step_s(1) < 0.01 else 1e-9 for device in view.devices])
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        (Loses, "the plan is invalid"),
+        (Remembers, "another plan when asked again"),
+        (Names, "renaming and reordering"),
+        (Order, "renaming and reordering"),
+        (GivesUp, "a plan exists"),
+        (Crashes, "ZeroDivisionError"),
+        (Scribbles, "changed the workload"),
+    ],
+)
+def test_a_broken_policy_is_caught_with_a_scenario_that_shows_it(kind: type, rule: str) -> None:
+    with pytest.raises(ConformanceError, match=rule) as caught:
+        check_policy(kind, max_examples=200)
+    text = caught.value.scenario_toml
+    assert text in str(caught.value)
+    scenario = scenario_from(parse_toml(text, "counter-example"))
+    problem = _problem_of(caught.value.policy, scenario)
+    if kind is not Remembers:  # which needs no special scenario, but the right number of calls before
+        assert problem is not None
+        assert re.search(rule, problem)
+
+
+def _problem_of(policy: Any, scenario: Any) -> str | None:
+    """What the kit's rules say of one policy on one scenario."""
+    from steelyard.policies import testing
+
+    for order in range(20):
+        try:
+            testing._check_scenario(scenario, policy, order, unit_free=False)
+        except testing._BrokenError as error:
+            return str(error)
+    return None
+
+
+def test_a_counter_example_is_small() -> None:
+    with pytest.raises(ConformanceError) as caught:
+        check_policy(Loses, max_examples=200)
+    scenario = scenario_from(parse_toml(caught.value.scenario_toml, "counter-example"))
+    assert len(scenario.cluster.devices) == 2
+    assert len(scenario.workload.layers) == 1
+    assert scenario.workload.global_batch == 2
+
+
+def test_unit_free_is_a_choice() -> None:
+    check_policy(Seconds, max_examples=60)
+    with pytest.raises(ConformanceError, match="four times as long"):
+        check_policy(Seconds, max_examples=300, unit_free=True)
+
+
+def test_equal_seeds_try_the_same_scenarios() -> None:
+    def text() -> str:
+        with pytest.raises(ConformanceError) as caught:
+            check_policy(GivesUp, max_examples=100, seed=5)
+        return str(caught.value)
+
+    assert text() == text()
+
+
+def _make(called: str = "Made", **changes: Any) -> type:
+    """A valid policy class, with changes that should not pass."""
+    body: dict[str, Any] = {
+        "__doc__": "Equal shares.",
+        "__annotations__": {"name": ClassVar[str], **changes.pop("fields", {})},
+        "name": "made",
+        "__module__": __name__,
+        "allocate": lambda self, view: round_shares(view, [1.0] * len(view.devices)),
+        **changes,
+    }
+    return type(called, (), body)
+
+
+def _frozen(kind: type) -> type:
+    return dataclass(frozen=True, kw_only=True)(kind)
+
+
+@pytest.mark.parametrize(
+    ("build", "rule"),
+    [
+        (_make, "no dataclass"),
+        (lambda: dataclass(_make()), "not frozen"),
+        (lambda: _frozen(_make(name="")), "no name"),
+        (lambda: _frozen(_make(__doc__=None)), "no docstring"),
+        (lambda: _frozen(_make(fields={"x": float})), "no default"),
+        (lambda: _frozen(_make(fields={"x": Annotated[float, Range(0, 1)]}, x=3.0)), "outside of its range"),
+        (lambda: _frozen(_make(fields={"x": Annotated[float, Range(0, 1, log=True)]}, x=1.0)), "above 0"),
+        (lambda: _frozen(_make(fields={"x": Annotated[str, Choice("a", "b")]}, x="c")), "not among its choices"),
+        (lambda: _frozen(_make(fields={"x": dict}, x=())), "of type"),
+        (lambda: _frozen(_make("Nowhere")), "cannot be pickled"),
+    ],
+)
+def test_a_class_that_breaks_the_form_is_refused(build: Callable[[], type], rule: str) -> None:
+    with pytest.raises(ConformanceError, match=re.escape(rule)) as caught:
+        check_policy(build(), max_examples=1)
+    assert caught.value.scenario_toml == ""
+
+
+def test_a_frozen_dataclass_stays_one_by_inheritance_only_if_it_says_so() -> None:
+    assert dataclasses.is_dataclass(policy_class("uniform"))

@@ -1,0 +1,434 @@
+"""The engine against theory: sums, the period of unequal devices, bounds, invariances, and order statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from steelyard.policies import REGISTRY, make_policy
+from steelyard.results.errors import InputError
+from steelyard.results.ledger import quantiles, step_times
+from steelyard.results.record import LEDGER_LINES, Run
+from steelyard.results.store import write_run
+from steelyard.sim import cost, engine
+from steelyard.sim.bounds import lower_bound_s
+from steelyard.sim.device import Profile
+from steelyard.sim.plan import Plan
+from steelyard.sim.spec import Scenario, scenario_from
+from steelyard.sim.view import Fixed, View
+
+Document = dict[str, Any]
+seconds = st.floats(1e-6, 10.0)
+
+
+def fixed(scenario: Scenario, samples: dict[str, int]) -> Fixed:
+    return Fixed(Plan.data_parallel(scenario.workload, samples))
+
+
+def with_workload(scenario: Scenario, **changes: object) -> Scenario:
+    return scenario.model_copy(update={"workload": scenario.workload.model_copy(update=changes)})
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> tuple[list[engine.Work], float]:
+    """One to five devices with any times, and the seconds of their all-reduce."""
+    works = []
+    for number in range(draw(st.integers(1, 5))):
+        count = draw(st.integers(1, 4))
+        works.append(
+            engine.Work(
+                device=f"device{number}",
+                pipeline=number,
+                forward_s=tuple(draw(st.lists(seconds, min_size=count, max_size=count))),
+                backward_s=tuple(draw(st.lists(seconds, min_size=count, max_size=count))),
+                optimizer_s=draw(seconds),
+            )
+        )
+    return works, draw(seconds)
+
+
+def no_noise(works: list[engine.Work], steps: int) -> engine.Noise:
+    return engine.Noise(
+        compute={work.device: [1.0] * steps * len(work.forward_s) for work in works},
+        optimizer={work.device: [1.0] * steps for work in works},
+        communication=[1.0] * steps,
+    )
+
+
+def busy_s(work: engine.Work) -> float:
+    return sum(work.forward_s) + sum(work.backward_s) + work.optimizer_s
+
+
+def launch(works: list[engine.Work], sync_s: float, steps: int = 5) -> engine.Launch:
+    return engine.run_launch(works, sync_s, no_noise(works, steps), steps=steps)
+
+
+# Theory at zero noise
+
+
+@given(clusters())
+def test_one_device_takes_the_sum_of_its_parts(cluster: tuple[list[engine.Work], float]) -> None:
+    works, sync_s = cluster
+    result = launch(works[:1], sync_s)
+    assert engine.step_durations([result]) == pytest.approx([busy_s(works[0])] * 4, rel=1e-12)
+
+
+def test_one_device_takes_exactly_the_sum_of_its_parts() -> None:
+    """Powers of two add without rounding: the equality is exact."""
+    work = engine.Work("one", 0, (0.5, 0.25), (1.0, 0.5), 0.125)
+    assert engine.step_durations([launch([work], 1.0)]) == [2.375] * 4
+
+
+@given(clusters())
+def test_period_is_the_slowest_device_plus_the_all_reduce(cluster: tuple[list[engine.Work], float]) -> None:
+    """All leave the all-reduce together; device k is back after its optimizer, forward and backward: busy_k later.
+
+    The next all-reduce starts with the last, so its ends are max_k busy_k + sync apart, from the first step on; and so
+    are the ends of the steps, which are the same max_k optimizer_k behind it.
+    """
+    works, sync_s = cluster
+    period = max(busy_s(work) for work in works) + (sync_s if len(works) > 1 else 0.0)
+    assert engine.step_durations([launch(works, sync_s)]) == pytest.approx([period] * 4, rel=1e-9)
+
+
+@given(clusters())
+def test_step_lies_between_each_device_alone_and_all_in_a_row(cluster: tuple[list[engine.Work], float]) -> None:
+    works, sync_s = cluster
+    step_s = engine.step_durations([launch(works, sync_s)])[-1] * (1 + 1e-9)
+    assert all(step_s >= busy_s(work) for work in works)
+    assert step_s <= (sum(map(busy_s, works)) + sync_s) * (1 + 2e-9)
+
+
+@given(clusters())
+def test_the_last_to_enter_waits_for_nobody(cluster: tuple[list[engine.Work], float]) -> None:
+    works, sync_s = cluster
+    waits: dict[int, list[float]] = {}
+    for _, _, step, _, _, _, _, kind, start, end, _ in launch(works, sync_s).events or []:
+        if kind == "wait":
+            waits.setdefault(step, []).append(end - start)
+    assert len(waits) == (5 if len(works) > 1 else 0)
+    assert all(min(each) == 0.0 and len(each) == len(works) for each in waits.values())
+
+
+@given(clusters())
+def test_a_device_does_one_thing_at_a_time_without_a_gap(cluster: tuple[list[engine.Work], float]) -> None:
+    works, sync_s = cluster
+    clock = dict.fromkeys((work.device for work in works), 0.0)
+    for _, _, _, device, _, _, _, _, start, end, _ in launch(works, sync_s).events or []:
+        assert start == clock[device]
+        assert end >= start
+        clock[device] = end
+
+
+@given(clusters(), st.floats(1e-3, 1e3))
+def test_all_times_scaled_scale_the_step(cluster: tuple[list[engine.Work], float], factor: float) -> None:
+    works, sync_s = cluster
+    scaled = [
+        engine.Work(
+            work.device,
+            work.pipeline,
+            tuple(factor * each for each in work.forward_s),
+            tuple(factor * each for each in work.backward_s),
+            factor * work.optimizer_s,
+        )
+        for work in works
+    ]
+    expected = [factor * each for each in launch(works, sync_s).ends]
+    assert launch(scaled, factor * sync_s).ends == pytest.approx(expected, rel=1e-9)
+
+
+@given(clusters())
+def test_free_links_equal_no_links(cluster: tuple[list[engine.Work], float]) -> None:
+    """With an all-reduce that takes no time the step is that of the slowest device on its own."""
+    works, _ = cluster
+    alone = max(engine.step_durations([launch([work], 0.0)])[-1] for work in works)
+    assert engine.step_durations([launch(works, 0.0)])[-1] == pytest.approx(alone, rel=1e-9)
+
+
+@given(clusters(), st.randoms(use_true_random=False))
+def test_the_order_of_devices_changes_nothing(cluster: tuple[list[engine.Work], float], random: Any) -> None:
+    works, sync_s = cluster
+    shuffled = random.sample(works, len(works))
+    assert launch(shuffled, sync_s).ends == launch(works, sync_s).ends
+
+
+# The same through simulate(): whole scenarios
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_policy_runs(scenario: Scenario, name: str) -> None:
+    run = engine.simulate(scenario, make_policy(name))
+    Plan.parse(run.plan).check(scenario)
+    assert run.summary.steps == 80
+    assert run.summary.fidelity == "profiled"
+    assert run.summary.gap_to_bound > 0
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+@pytest.mark.parametrize("samples", [{"fast": 24, "slow": 8}, {"fast": 16, "slow": 16}, {"fast": 32}, {"slow": 32}])
+def test_ledgers_sum_to_the_step(make_document: Callable[..., Document], noisy: bool, samples: dict[str, int]) -> None:
+    scenario = scenario_from(make_document(noisy))
+    summary = engine.simulate(scenario, fixed(scenario, samples)).summary
+    for name, ledger in summary.devices.items():
+        assert ledger.total_s() == pytest.approx(summary.step_time_s.mean, rel=1e-9)
+        assert all(getattr(ledger, line) >= 0 for line in LEDGER_LINES)
+        assert ledger.samples == samples.get(name, 0)
+        if name not in samples:
+            assert ledger.idle_s == pytest.approx(summary.step_time_s.mean)
+
+
+@given(fast=st.integers(0, 32))
+def test_step_is_at_least_the_bound_for_every_split(quiet_scenario: Scenario, fast: int) -> None:
+    policy = fixed(quiet_scenario, {"fast": fast, "slow": 32 - fast})
+    step_s = -engine.objective_value(_p90(quiet_scenario), policy, seed=0, launches=1)
+    assert step_s >= lower_bound_s(View.of(quiet_scenario)) * (1 - 1e-9)
+
+
+def _p90(scenario: Scenario) -> Scenario:
+    objective = scenario.objective.model_copy(update={"metric": "step_time_p90"})
+    return scenario.model_copy(update={"objective": objective})
+
+
+@given(fast=st.integers(1, 31), largest=st.sampled_from([None, 1, 3, 8]))
+def test_summary_is_the_closed_form_without_noise(quiet_scenario: Scenario, fast: int, largest: int | None) -> None:
+    scenario = with_workload(quiet_scenario, max_micro_batch=largest)
+    samples = {"fast": fast, "slow": 32 - fast}
+    summary = engine.simulate(scenario, fixed(scenario, samples)).summary
+    busy = max(view.step_s(samples[view.name]) for view in View.of(scenario).devices)
+    sync_s = cost.all_reduce_s(scenario.cluster, ["fast", "slow"], scenario.workload.gradient_bytes)
+    times = summary.step_time_s
+    assert [times.mean, times.p10, times.p50, times.p90] == pytest.approx([busy + sync_s] * 4, rel=1e-9)
+    assert summary.throughput_samples_per_s == pytest.approx(32 / (busy + sync_s), rel=1e-9)
+    assert summary.launches == 1
+
+
+@given(
+    fast=st.integers(0, 32), names=st.permutations(["a", "zebra", "\N{GREEK SMALL LETTER LAMDA}1"]), swap=st.booleans()
+)
+def test_renaming_and_reordering_devices_changes_nothing(
+    make_document: Callable[..., Document], fast: int, names: list[str], swap: bool
+) -> None:
+    document = make_document(noisy=False)
+    before = scenario_from(document)
+    devices = document["cluster"]["nodes"][0]["devices"]
+    for device, name in zip(devices, names, strict=False):
+        device["name"] = name
+    document["cluster"]["collectives"][0]["devices"] = names[:2]
+    if swap:
+        devices.reverse()
+    after = scenario_from(document)
+    first = engine.simulate(before, fixed(before, {"fast": fast, "slow": 32 - fast})).summary
+    second = engine.simulate(after, fixed(after, {names[1]: 32 - fast, names[0]: fast})).summary
+    assert second.step_time_s == first.step_time_s
+    assert [second.devices[names[0]], second.devices[names[1]]] == [first.devices["fast"], first.devices["slow"]]
+
+
+def test_events_tell_the_same_steps_as_the_summary(scenario: Scenario) -> None:
+    run = engine.simulate(scenario, make_policy("makespan"))
+    times = [each for launch_times in step_times(run.events).values() for each in launch_times]
+    assert quantiles(times) == run.summary.step_time_s
+
+
+def test_energy_and_cost_count_the_devices_in_use(quiet_scenario: Scenario) -> None:
+    summary = engine.simulate(quiet_scenario, fixed(quiet_scenario, {"fast": 32})).summary
+    step_s = summary.step_time_s.p50
+    assert summary.energy_j_per_step == pytest.approx(50.0 * step_s)  # one device, never idle
+    assert summary.cost_usd_per_million_samples == pytest.approx(0.1 / 3600 * step_s / 32 * 1e6)
+
+
+def test_mfu_is_the_share_of_the_peak_of_all_devices(quiet_scenario: Scenario) -> None:
+    summary = engine.simulate(quiet_scenario, fixed(quiet_scenario, {"fast": 24, "slow": 8})).summary
+    flops = 32 * quiet_scenario.workload.flops_per_sample / summary.step_time_s.p50
+    assert summary.mfu == pytest.approx(flops / (1e12 + 1e12 / 3))
+
+
+@pytest.mark.parametrize("metric", ["throughput", "step_time_p90", "cost", "energy"])
+def test_objectives_prefer_what_their_summary_prefers(quiet_scenario: Scenario, metric: str) -> None:
+    objective = quiet_scenario.objective.model_copy(update={"metric": metric})
+    scenario = quiet_scenario.model_copy(update={"objective": objective})
+    fast, slow = fixed(scenario, {"fast": 32}), fixed(scenario, {"slow": 32})
+    assert engine.objective_value(scenario, fast, seed=0, launches=1) > engine.objective_value(
+        scenario, slow, seed=0, launches=1
+    )
+
+
+@pytest.mark.parametrize(("metric", "field"), [("cost", "price_usd_per_hour"), ("energy", "max_w")])
+def test_objective_without_its_figures_is_refused(
+    make_document: Callable[..., Document], metric: str, field: str
+) -> None:
+    document = make_document()
+    document["objective"] = {"metric": metric}
+    del document["cluster"]["nodes"][0]["devices"][1][field]
+    scenario = scenario_from(document)
+    with pytest.raises(InputError, match=rf"^objective\.metric: {metric} needs"):
+        engine.objective_value(scenario, make_policy("uniform"), seed=0, launches=1)
+
+
+def test_negative_seed_and_endless_sampling_are_refused(scenario: Scenario) -> None:
+    with pytest.raises(InputError, match="^seed: "):
+        engine.simulate(scenario, make_policy("uniform"), seed=-1)
+    sampling = scenario.sampling.model_copy(update={"launches": 100_000, "steps": 1_000_000})
+    with pytest.raises(InputError, match=r"^sampling: asks for \d+ events"):
+        engine.simulate(scenario.model_copy(update={"sampling": sampling}), make_policy("uniform"))
+
+
+# Repeatability
+
+
+def folder_digest(run: Run, folder: Path) -> str:
+    """Digest of the files that a run is made of (the manifest apart: it may tell of its circumstances)."""
+    write_run(run, folder)
+    names = ["events.parquet", "summary.json", "plan.json"]
+    content = b"".join((folder / name).read_bytes() for name in names)
+    return hashlib.sha256(content + run.manifest.run_id.encode()).hexdigest()
+
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from steelyard.policies import make_policy
+from steelyard.results.store import write_run
+from steelyard.sim.engine import simulate
+from steelyard.sim.spec import load_scenario
+run = simulate(load_scenario(sys.argv[1]), make_policy("attention"))
+write_run(run, Path(sys.argv[2]))
+print(run.manifest.run_id)
+"""
+
+
+def test_same_inputs_same_bytes_in_another_process(scenario: Scenario, tmp_path: Path) -> None:
+    file = tmp_path / "scenario.json"
+    file.write_text(scenario.model_dump_json())
+    here = engine.simulate(scenario, make_policy("attention"))
+    expected = folder_digest(here, tmp_path / "here")
+    assert folder_digest(engine.simulate(scenario, make_policy("attention")), tmp_path / "again") == expected
+    for seed in ("1", "2"):
+        place = tmp_path / seed
+        child = subprocess.run(
+            [sys.executable, "-c", CHILD, str(file), str(place)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert child.stdout.strip() == here.manifest.run_id
+        for name in ("events.parquet", "summary.json", "plan.json"):
+            assert (place / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
+
+
+def test_the_seed_decides(scenario: Scenario) -> None:
+    policy = make_policy("uniform")
+    first, second, third = (engine.simulate(scenario, policy, seed=seed) for seed in (1, 2, 1))
+    assert first.summary == third.summary
+    assert first.summary != second.summary
+    assert first.manifest.run_id == third.manifest.run_id != second.manifest.run_id
+
+
+# Noise
+
+
+def test_quantiles_are_in_order_and_the_interval_holds_the_median(scenario: Scenario) -> None:
+    for name in REGISTRY:
+        summary = engine.simulate(scenario, make_policy(name)).summary
+        times = summary.step_time_s
+        low, high = summary.median_interval_s
+        assert times.p10 < times.p50 < times.p90
+        assert low <= statistics.median(summary.launch_median_step_time_s) <= high
+
+
+def test_more_launches_do_not_move_or_narrow_the_spread(scenario: Scenario) -> None:
+    """p10 to p90 is the spread of a step, not the error of a mean: it does not shrink with the number of launches."""
+    widths, medians = [], []
+    for launches in (40, 640):
+        sampling = scenario.sampling.model_copy(update={"launches": launches})
+        noisier = scenario.model_copy(update={"sampling": sampling})
+        times = engine.simulate(noisier, fixed(noisier, {"fast": 24, "slow": 8})).summary.step_time_s
+        widths.append(times.p90 - times.p10)
+        medians.append(times.p50)
+    assert widths[1] == pytest.approx(widths[0], rel=0.2)
+    assert medians[1] == pytest.approx(medians[0], rel=0.01)
+
+
+def test_all_policies_meet_the_same_noise(scenario: Scenario) -> None:
+    """A device's factors do not depend on its share, nor on who else works; a longer run begins like a shorter one."""
+    both = draw(scenario, {"fast": 24, "slow": 8})
+    other = draw(scenario, {"fast": 8, "slow": 24})
+    alone = draw(scenario, {"fast": 32})
+    longer = draw(scenario, {"fast": 24, "slow": 8}, launches=9)
+    assert both == other == longer[:3]
+    assert [each.compute["fast"] for each in alone] == [each.compute["fast"] for each in both]
+    assert [each.optimizer["fast"] for each in alone] == [each.optimizer["fast"] for each in both]
+    assert both[0].compute["fast"] != both[0].compute["slow"]
+
+
+def draw(scenario: Scenario, samples: dict[str, int], launches: int = 3) -> list[engine.Noise]:
+    works = engine.plan_work(scenario, Plan.data_parallel(scenario.workload, samples))
+    return engine.draw_noise(scenario, works, steps=10, launches=launches, seed=5)
+
+
+def gaussian_lanes(make_document: Callable[..., Document], scales: tuple[float, float], sigma: float) -> Scenario:
+    """Two lanes whose compute segments scatter as a Gaussian; optimizer and links take next to no time."""
+    document = make_document(noisy=False)
+    normal = statistics.NormalDist(0.0, sigma)
+    residuals = [normal.inv_cdf((rank + 0.5) / 999) for rank in range(999)]
+    for device, scale in zip(document["cluster"]["nodes"][0]["devices"], scales, strict=True):
+        profile = device["profile"]
+        profile["points"] = [
+            {"micro_batch": size, "forward_s": scale * size, "backward_s": scale * size} for size in (1, 16, 32)
+        ]
+        profile["optimizer_s"] = 1e-9
+        profile["step_residuals"] = residuals
+    for point in document["cluster"]["collectives"][0]["points"]:
+        point["seconds"] = 1e-9
+    document["sampling"] = {"launches": 40, "steps": 500}
+    return scenario_from(document)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 1.05])
+def test_mean_step_of_two_noisy_lanes_follows_clark(make_document: Callable[..., Document], ratio: float) -> None:
+    """E max of two independent Gaussians (Clark 1961): mu1 Phi(a) + mu2 Phi(-a) + theta phi(a).
+
+    theta^2 = s1^2 + s2^2, a = (mu1 - mu2)/theta; equal lanes: mu + 0.564 sigma. The standard error of the mean of
+    19,960 steps is about sigma / 140; four of them are allowed.
+    """
+    sigma = 0.05
+    scenario = gaussian_lanes(make_document, (1.0, ratio), sigma)
+    mean = engine.simulate(scenario, fixed(scenario, {"fast": 16, "slow": 16})).summary.step_time_s.mean
+    mu1, mu2 = 32.0, 32.0 * ratio
+    theta = math.hypot(mu1 * sigma, mu2 * sigma)
+    normal = statistics.NormalDist()
+    a = (mu1 - mu2) / theta
+    clark = mu1 * normal.cdf(a) + mu2 * normal.cdf(-a) + theta * normal.pdf(a)
+    if ratio == 1.0:
+        assert (clark / 32 - 1) / sigma == pytest.approx(0.564, abs=1e-3)
+    assert mean == pytest.approx(clark, abs=4 * 32 * sigma / 140)
+    assert mean > max(mu1, mu2) + 10 * 32 * sigma / 140  # a prediction built on means would be optimistic
+
+
+def test_noise_free_scenarios_are_simulated_once(quiet_scenario: Scenario) -> None:
+    plan = Plan.data_parallel(quiet_scenario.workload, {"fast": 24, "slow": 8})
+    assert len(engine.run_launches(quiet_scenario, plan, seed=0, launches=50, record=False)) == 1
+
+
+def test_datasheet_devices_say_so(make_document: Callable[..., Document]) -> None:
+    document = make_document()
+    del document["cluster"]["nodes"][0]["devices"][1]["profile"]
+    scenario = scenario_from(document)
+    assert engine.simulate(scenario, fixed(scenario, {"fast": 24, "slow": 8})).summary.fidelity == "datasheet"
+    assert engine.simulate(scenario, fixed(scenario, {"fast": 32})).summary.fidelity == "profiled"
+
+
+def test_a_profile_of_another_workload_does_not_count(scenario: Scenario) -> None:
+    assert isinstance(scenario.cluster.devices[0].profile, Profile)
+    longer = with_workload(scenario, sequence_length=64)
+    assert engine.simulate(longer, fixed(longer, {"fast": 32})).summary.fidelity == "datasheet"
