@@ -43,7 +43,7 @@ bench: $(STAMP)  ## Benchmarks: ratios measured side by side in one run
 	$(BIN)/pytest -m bench -s tests/bench
 
 publish: $(STAMP)  ## Write results/scoreboard/ from a demo and the benchmarks: the figures that the README quotes
-	$(BIN)/python tests/publish.py
+	$(BIN)/python tests/bench/publish.py
 
 clean:  ## Remove what the tools left, not the runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

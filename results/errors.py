@@ -16,7 +16,8 @@ class InputError(ValueError):
         super().__init__(path, problem, mend)
 
     def __str__(self) -> str:
-        line = f"{self.path}: {self.problem}"
+        path = self.path if len(self.path) <= 300 else self.path[:300] + "..."
+        line = f"{path}: {self.problem}"
         if self.mend:
             line += f" ({self.mend})"
         line = " ".join(line.split())

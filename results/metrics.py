@@ -61,10 +61,11 @@ def _resampled_medians(launches: Sequence[Sequence[float]], random: np.random.Ge
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:
-    """The random stream of a purpose (the same rule as in the simulator, which records may not import)."""
+    """The random stream of a purpose: equal seed and names give equal draws, in any process and order of use."""
     import numpy as np
 
-    key = int.from_bytes(hashlib.sha256("\x1f".join(map(str, names)).encode()).digest()[:8], "big")
+    text = "".join(f"{len(str(name))}:{name}" for name in names)
+    key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
     return np.random.default_rng(np.random.SeedSequence([seed, key]))
 
 

@@ -80,7 +80,9 @@ def scatter(rows: Sequence[PlanRow]) -> Figure:
     """
     shown = [row for row in rows if row.measured is not None]
     measured = sorted(shown, key=lambda row: (row.predicted.p50_s, row.measured.median_s if row.measured else 0.0))
-    figure = _figure(8.6, max(4.8, 1.2 + 0.25 * len(measured)))
+    height = max(4.8, 1.2 + 0.25 * len(measured))
+    entries = max(len(short_name(row)) for row in measured) + len(": +99.9 %")
+    figure = _figure(height + 0.4 + 0.08 * entries, height)
     axes = figure.add_subplot()
     low, high = _frame(axes, measured)
     for number, row in enumerate(measured):
@@ -108,7 +110,9 @@ def throughput(rows: Sequence[PlanRow]) -> Figure:
             _bar(axes, place + shift, batch, (low, row.measured.median_s, high), MEASURED)
     bounds = [row.global_batch / row.lower_bound_step_time_s for row in ordered if row.lower_bound_step_time_s > 0]
     if bounds:
-        axes.axvline(max(bounds), color="black", linestyle="--", linewidth=1.2, label="bound (no noise, free links)")
+        axes.axvline(
+            max(bounds), color="black", linestyle="--", linewidth=1.2, label="bound (same model, no noise, free links)"
+        )
     axes.set_yticks(range(len(ordered)), [short_name(row) for row in ordered])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
@@ -164,7 +168,7 @@ def ledger_bars(runs: Sequence[Run], title: str = "") -> Figure:
 
 
 def excerpt(run: Run, steps: int = TIMELINE_STEPS) -> pd.DataFrame:
-    """Events of the most typical ``steps`` consecutive steps, times from the end of the step before.
+    """Events of the most typical ``steps`` consecutive steps, cut to them, times from the end of the step before.
 
     Typical: the total is closest to that many median steps. ``attrs`` holds ``span_s`` and ``steps``.
     """
@@ -179,7 +183,9 @@ def excerpt(run: Run, steps: int = TIMELINE_STEPS) -> pd.DataFrame:
         candidates += [(-count, abs((end - begin) / count - typical), begin, end, block) for begin, end in spans]
     count, _, begin, end, block = min(candidates, key=lambda each: each[:2])
     inside: pd.DataFrame = block[(block["end_s"] > begin) & (block["start_s"] < end)]
-    inside = inside.assign(start_s=inside["start_s"] - begin, end_s=inside["end_s"] - begin)
+    inside = inside.assign(
+        start_s=inside["start_s"].clip(lower=begin) - begin, end_s=inside["end_s"].clip(upper=end) - begin
+    )
     inside.attrs.update(span_s=end - begin, steps=-count)
     return inside
 

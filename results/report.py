@@ -66,6 +66,7 @@ $sections
 </html>
 """)
 
+DRIFT_TOLD_PERCENT = 2.0
 TEXT_COLUMNS = {"policy", "parameters", "samples", "device", "run", "name", "value"}
 
 
@@ -108,7 +109,7 @@ def _figures(runs: Sequence[Run], rows: Sequence[PlanRow], folder: Path) -> list
     if any(row.measured is not None for row in rows):
         caption = "Each point is a plan. On the dashed line the prediction is exact."
         drawn.append((caption, plots.save(plots.scatter(rows), folder / "scatter.png")))
-    caption = "Samples per second of each plan. Dashed: what the best split would give with no noise and free links."
+    caption = "Samples per second of each plan. Dashed: the best split by the same model, no noise, free links."
     drawn.append((caption, plots.save(plots.throughput(rows), folder / "throughput.png")))
     for name, row in _shown(rows).items():
         sides = _sides(runs, row)
@@ -162,10 +163,10 @@ def _busy(runs: Sequence[Run]) -> str:
     busy = [run for run in runs if run.manifest.kind == "measured" and _contention(run).get("busy")]
     if not busy:
         return ""
-    reasons = dict.fromkeys(str(each) for run in busy for each in _list(_contention(run).get("reasons")))
-    worst = max(_number(_contention(run).get("contended_percent")) for run in busy)
-    text = "; ".join(reasons) or f"up to {worst:.0f} % of a plan's compute segments were disturbed"
-    text += ". Read the errors with that in mind."
+    shares = [_number(_contention(run).get("contended_percent")) for run in busy]
+    told = [f"{min(shares):.0f} to {max(shares):.0f} % of a plan's compute segments were disturbed, after retries"]
+    told += _drifts(busy)
+    text = "; ".join(told) + ". Read the errors with that in mind."
     return f'<p class="busy" role="alert"><strong>The host was busy:</strong> {escape(text)}</p>'
 
 
@@ -177,12 +178,18 @@ def _sections(
         sections.append(_section("How good the prediction was", _facts(facts(comparison))))
     order = " + ".join(rows[0].plan)
     plans = _table(table_rows(rows), f"Step time per plan, {_fidelities(rows)} predictions; samples on {order}")
-    sections.append(_section("Plans", plans, *(_picture(*picture) for picture in pictures)))
+    remarks = _bullets(_remarks(runs))
+    sections.append(_section("Plans", plans, remarks, *(_picture(*picture) for picture in pictures)))
     ledgers = [_table(ledger_table(_sides(runs, row)), f"{plan_name(row)}, mean step") for row in _shown(rows).values()]
     sections.append(_section("Where the time went", *ledgers))
     sections.append(_section("What is not validated", _bullets(_limits(runs, rows, comparison))))
     sections.append(_section("Provenance", *(_origin(run) for run in side_by_side(runs))))
     return sections
+
+
+def _remarks(runs: Sequence[Run]) -> list[str]:
+    """What the makers of the runs noted: plans that are the same, overrides, a device that was left out."""
+    return list(dict.fromkeys(note for run in runs for note in run.manifest.notes))
 
 
 def _limits(runs: Sequence[Run], rows: Sequence[PlanRow], comparison: Comparison | None) -> list[str]:
@@ -198,7 +205,8 @@ def _limits(runs: Sequence[Run], rows: Sequence[PlanRow], comparison: Comparison
     ]
     if unsealed:
         limits.append(f"{unsealed} measured runs name no hash of a prediction that was written before them.")
-    return limits + (comparison.notes if comparison else [])
+    remarks = _remarks(runs)
+    return limits + [note for note in (comparison.notes if comparison else []) if note not in remarks]
 
 
 def _fidelities(rows: Sequence[PlanRow]) -> str:
@@ -243,6 +251,8 @@ def _picture(caption: str, path: Path) -> str:
 
 
 def _bullets(items: Sequence[str]) -> str:
+    if not items:
+        return ""
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in dict.fromkeys(items)) + "</ul>"
 
 
@@ -261,5 +271,15 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _list(value: object) -> list[object]:
-    return value if isinstance(value, list) else []
+def _drifts(runs: Sequence[Run]) -> list[str]:
+    """Per device, how far its speed was from that at calibration, where that is more than the noise of a good host."""
+    seen: dict[str, float] = {}
+    for run in runs:
+        drift = _contention(run).get("drift_percent")
+        for device, value in drift.items() if isinstance(drift, Mapping) else ():
+            seen[str(device)] = max(_number(value), seen.get(str(device), 0.0), key=abs)
+    return [
+        f"{device} ran {abs(value):.0f} % {'slower' if value > 0 else 'faster'} than calibrated"
+        for device, value in seen.items()
+        if abs(value) >= DRIFT_TOLD_PERCENT
+    ]

@@ -137,17 +137,17 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     Raises:
         InputError: missing, unreadable, longer than the limit, or not UTF-8.
     """
-    if not path.is_file():
-        raise InputError(str(path), "no such file", "check the path")
-    size = path.stat().st_size
-    if size > limit:
-        raise InputError(str(path), f"is {size / 1e6:.0f} MB long", f"at most {limit / 1e6:.0f} MB are read")
     try:
+        if not path.is_file():
+            raise InputError(str(path), "no such file", "check the path")
+        size = path.stat().st_size
+        if size > limit:
+            raise InputError(str(path), f"is {size / 1e6:.0f} MB long", f"at most {limit / 1e6:.0f} MB are read")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(str(path), f"is not UTF-8 text: {error.reason}", "save it as UTF-8") from error
     except OSError as error:
-        raise InputError(str(path), f"cannot be read: {error.strerror}", "check its permissions") from error
+        raise InputError(str(path), f"cannot be read: {error.strerror}", "check its name and permissions") from error
 
 
 def code_provenance() -> dict[str, Any]:
@@ -212,6 +212,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = _guarded(
         path, lambda: [json.loads(line) for line in text.splitlines() if line], "is not JSON lines"
     )
+    if not all(isinstance(line, dict) for line in lines):
+        raise InputError(str(path), "has a line that is no table", "the run folder is damaged; make the run again")
     return lines
 
 

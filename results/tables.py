@@ -15,8 +15,27 @@ NONE = "-"
 
 
 def plan_table(comparison: Comparison) -> list[dict[str, str]]:
-    """One row of text per plan of a comparison, keyed by column title, best prediction first, twins last."""
-    return table_rows(comparison.plans)
+    """One row of text per plan for a terminal, best prediction first, twins last: medians with their spans.
+
+    Five columns, so that 80 characters hold them; :func:`table_rows` has a column for every figure.
+    """
+    return [_terminal_row(row) for row in comparison.plans]
+
+
+def _terminal_row(row: PlanRow) -> dict[str, str]:
+    times = row.predicted
+    predicted = f"{milliseconds(times.p50_s)} ({milliseconds(times.p10_s)}-{milliseconds(times.p90_s)})"
+    measured = NONE
+    if row.measured is not None:
+        low, high = row.measured.interval_s
+        measured = f"{milliseconds(row.measured.median_s)} ({milliseconds(low)}-{milliseconds(high)})"
+    return {
+        "policy": " ".join(part for part in (plan_name(row), parameters(row.parameters)) if part),
+        "samples": _split(row),
+        "predicted ms (p10-p90)": predicted,
+        "measured ms (80 %)": measured,
+        "error": percent(row.error_percent),
+    }
 
 
 def table_rows(rows: Sequence[PlanRow]) -> list[dict[str, str]]:
@@ -29,7 +48,7 @@ def _predicted_cells(row: PlanRow) -> dict[str, str]:
     return {
         "policy": plan_name(row),
         "parameters": parameters(row.parameters) or NONE,
-        "samples": "+".join(str(samples) for samples in row.plan.values()),
+        "samples": _split(row),
         "p10 ms": milliseconds(row.predicted.p10_s),
         "p50 ms": milliseconds(row.predicted.p50_s),
         "p90 ms": milliseconds(row.predicted.p90_s),
@@ -55,9 +74,13 @@ def short_name(row: PlanRow) -> str:
     """A name for a figure: the policy or the run's own name, cut to length, and the split of the batch."""
     own = row.policy if row.label.startswith(f"{row.policy}(") else row.label
     name = f"{row.policy}, again" if row.twin_of else own
+    return f"{name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + '…'} {_split(row)}"
+
+
+def _split(row: PlanRow) -> str:
+    """Samples per device in the order of the devices; of many devices, how many have any."""
     shares = [str(samples) for samples in row.plan.values()]
-    split = "+".join(shares) if len(shares) <= 4 else f"on {sum(map(bool, row.plan.values()))} devices"
-    return f"{name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + '…'} {split}"
+    return "+".join(shares) if len(shares) <= 4 else f"on {sum(map(bool, row.plan.values()))} devices"
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
@@ -74,13 +97,13 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
     adjusted = each.mape_drift_adjusted_percent
     drift = "" if adjusted is None else f"; {adjusted:.1f} % after each device's drift since calibration"
     return [
+        ("mean error", percent(each.mean_error_percent), "with its sign; above 0: predicted too slow"),
         (
             "mean absolute error",
             percent(each.mape_percent, sign=False),
             f"of the median step time, {each.fidelity} predictions{drift}",
         ),
-        ("worst error", percent(each.worst_signed_error_percent), f"{each.worst_plan}; above 0: predicted too slow"),
-        ("mean error", percent(each.mean_error_percent), "with its sign: the bias"),
+        ("worst error", percent(each.worst_signed_error_percent), each.worst_plan),
         ("rank agreement", NONE if each.kendall_tau is None else f"{each.kendall_tau:.2f}", f"Kendall's tau {tau}"),
         (
             "regret",

@@ -393,7 +393,8 @@ def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibra
     for _ in range(effort.rounds):
         tasks.append({"op": "probe", "repeats": PROBE_REPEATS})
         own = [
-            {"op": "profile", "micro_batch": size, "seconds": effort.seconds_per_point, "least": effort.least_steps} for size in sizes
+            {"op": "profile", "micro_batch": size, "seconds": effort.seconds_per_point, "least": effort.least_steps}
+            for size in sizes
         ]
         if lanes > 1:
             own += [

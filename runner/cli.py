@@ -375,15 +375,27 @@ def gate(
     run: RunArguments,
     baseline: Annotated[Path, typer.Option(help="Baseline file (JSON).")],
     update: Annotated[bool, typer.Option("--update-baseline", help="Write the baseline from these runs.")] = False,
+    tolerance: Annotated[float | None, typer.Option(help="Largest prediction error that passes, in percent.")] = None,
     as_json: Json = False,
 ) -> int:
     """Compare runs with a baseline: exit code 0 (as before), 3 (regression), 4 (inconclusive)."""
     from ..results.gate import gate as judge
 
-    result = judge(_read(run), baseline, update=update)
-    document = result.model_dump(mode="json")
-    _emit(document, as_json, document["checks"] or [{"verdict": document["verdict"]}], document["verdict"])
-    return int(result.exit_code)
+    result = judge(_read(run), baseline, update=update, tolerance_percent=tolerance)
+    shown = [
+        {
+            "run": check.run,
+            "metric": check.metric,
+            "change %": check.change_percent,
+            "verdict": check.verdict,
+            "why": check.reason,
+        }
+        for check in result.checks
+    ]
+    _emit(result.model_dump(mode="json"), as_json, shown, f"gate: {result.verdict}")
+    for note in result.notes:
+        _console(stdout=not as_json).print(note, highlight=False)
+    return result.exit_code
 
 
 @app.command()

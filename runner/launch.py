@@ -23,6 +23,9 @@ START_TIMEOUT_S = 120.0
 GRACE_S = 0.5
 """After the first worker died, the others get this long to show that they died first."""
 
+BLAMES_PEER = ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
+"""What a worker's last words say when the fault is another's."""
+
 Task = dict[str, Any]
 """A task for the workers, or an answer to one: plain JSON."""
 
@@ -179,12 +182,9 @@ def _read(worker: Worker, stream: IO[bytes], progress: Progress | None) -> bool:
 
 def _check(workers: Sequence[Worker], timeout_s: float) -> None:
     """Raise if a worker died (the first to die is named) or has been silent for too long (the one furthest behind)."""
-    failed = [worker for worker in workers if worker.process.poll() not in (None, 0)]
-    if failed:
+    if any(_failed(worker) for worker in workers):
         time.sleep(GRACE_S)  # a survivor errs within milliseconds of its peer's death: a killed one is the cause
-        failed = [worker for worker in workers if worker.process.poll() not in (None, 0)]
-        killed = [worker for worker in failed if (worker.process.returncode or 0) < 0]
-        raise WorkerFailedError(_obituary((killed or sorted(failed, key=_blames_peer))[0]))
+        raise WorkerFailedError(_verdict(workers, timeout_s))
     now = time.monotonic()
     behind = min(workers, key=lambda worker: worker.done)
     limit = START_TIMEOUT_S if behind.done < 0 else timeout_s
@@ -192,8 +192,20 @@ def _check(workers: Sequence[Worker], timeout_s: float) -> None:
         raise WorkerFailedError(f"worker {behind.lane.name!r} (rank {behind.rank}) hung: silent for {limit:.0f} s")
 
 
-def _blames_peer(worker: Worker) -> bool:
-    return "Connection closed by peer" in _tail(worker) or "Connection reset" in _tail(worker)
+def _failed(worker: Worker) -> bool:
+    return worker.process.poll() not in (None, 0)
+
+
+def _verdict(workers: Sequence[Worker], timeout_s: float) -> str:
+    """Who is to blame: one that was killed, else one that erred by itself, else one its peers waited for in vain."""
+    failed = [worker for worker in workers if _failed(worker)]
+    killed = [worker for worker in failed if (worker.process.returncode or 0) < 0]
+    own = [worker for worker in failed if not any(sign in _tail(worker) for sign in BLAMES_PEER)]
+    silent = [worker for worker in workers if worker.process.poll() is None]
+    if killed or own or not silent:
+        return _obituary((killed or own or failed)[0])
+    behind = min(silent, key=lambda worker: worker.done)
+    return f"worker {behind.lane.name!r} (rank {behind.rank}) hung: its peers waited for {timeout_s:.0f} s"
 
 
 def _obituary(worker: Worker) -> str:

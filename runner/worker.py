@@ -146,10 +146,10 @@ class Member:
         """Cross-entropy summed over some samples, divided by the global batch."""
         import torch
 
-        count = self.data["train_ids"].shape[0]
+        count = self.data["ids"].shape[0]
         rows = torch.arange(start, start + size, device=self.device) % count
-        logits = self.model(input_ids=self.data["train_ids"][rows], attention_mask=self.data["train_mask"][rows]).logits
-        total = torch.nn.functional.cross_entropy(logits, self.data["train_labels"][rows], reduction="sum")
+        logits = self.model(input_ids=self.data["ids"][rows], attention_mask=self.data["mask"][rows]).logits
+        total = torch.nn.functional.cross_entropy(logits, self.data["labels"][rows], reduction="sum")
         batch: int = self.job["global_batch"]
         return total / batch
 

@@ -16,7 +16,6 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from ..results.store import write_text
 from ..sim.noise import stream
 from ..sim.spec import parse_file
 from ..sim.workload import Layer, Model, Operator
+from .polynomial import BATCHES, per_sample
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 
     from .meter import Part
 
-BATCHES = (2, 3)
-"""Two micro-batches tell what grows with the samples from what is there once; 1 is a special case in many operators."""
 LONGEST = 96
 MAX_LAYERS = 1000
+MAX_LABELS = 10_000
 IMAGE_SIZE = 224
 """Pixels a side where the configuration takes images of any size."""
 NOT_OURS = ("auto_map", "attn_implementation", "_attn_implementation", "quantization_config", "_name_or_path", "dtype")
@@ -200,7 +199,7 @@ def regenerate_catalog(folder: Path, names: Iterable[str] = tuple(CATALOG)) -> l
 def measure_passes(
     config: PreTrainedConfig, task: str, lengths: Sequence[int] | None = None
 ) -> dict[tuple[int, int], list[Part]]:
-    """Count a training pass for each of :data:`BATCHES` and each sequence length; keys are (samples, tokens).
+    """Count a training pass for each of ``BATCHES`` and each sequence length; keys are (samples, tokens).
 
     Args:
         config: as :func:`_settle` leaves it.
@@ -244,6 +243,10 @@ def _settle(data: dict[str, Any], labels: int | None = None) -> PreTrainedConfig
     from transformers import AutoConfig
 
     rest = {key: value for key, value in data.items() if key != "model_type"}
+    for key, value in rest.items():
+        limit = MAX_LABELS if key == "num_labels" else MAX_LAYERS if "layer" in key else None
+        if limit is not None and isinstance(value, int) and value > limit:
+            raise InputError(key, f"is {value}, over {limit}", "describe a smaller model")
     try:
         config = AutoConfig.for_model(data["model_type"], **rest)
         for each in (config, *_parts_of(config)):
@@ -256,8 +259,6 @@ def _settle(data: dict[str, Any], labels: int | None = None) -> PreTrainedConfig
         config.pad_token_id = 0
     except Exception as error:  # configurations of 300 families raise whatever they like over a bad value
         raise _refused(data["model_type"], error) from error
-    if int(getattr(config, "num_hidden_layers", 0) or 0) > MAX_LAYERS:
-        raise InputError("num_hidden_layers", f"is over {MAX_LAYERS}", "describe a smaller model")
     return config
 
 
@@ -363,8 +364,8 @@ def _layers(passes: Mapping[tuple[int, int], list[Part]]) -> list[Layer]:
                 trainable_parameters=part.trainable,
                 forward=_operators(series, "forward"),
                 backward=_operators(series, "backward"),
-                activation_elements=_per_sample({key: each.kept for key, each in series.items()})[0],
-                output_elements=_per_sample({key: each.output for key, each in series.items()})[0],
+                activation_elements=per_sample({key: each.kept for key, each in series.items()})[0],
+                output_elements=per_sample({key: each.output for key, each in series.items()})[0],
                 inputs=_feeding(first, index),
                 tied_with=part.tied_with,
             )
@@ -387,68 +388,17 @@ def _operators(series: Mapping[tuple[int, int], Part], direction: str) -> list[O
     operators = []
     for kind in kinds:
         counts = {key: part.counts[direction, kind] for key, part in series.items()}  # type: ignore[index]  # a Literal
-        elements, once = _per_sample({key: each.elements for key, each in counts.items()})
+        elements, once = per_sample({key: each.elements for key, each in counts.items()})
         operators.append(
             Operator(
                 kind=kind,  # type: ignore[arg-type]  # one of meter's kinds; pydantic checks
                 kernels=max(each.kernels for each in counts.values()),
-                flops=_per_sample({key: each.flops for key, each in counts.items()})[0],
+                flops=per_sample({key: each.flops for key, each in counts.items()})[0],
                 elements=elements,
                 weight_elements=once,
             )
         )
     return operators
-
-
-def _per_sample(values: Mapping[tuple[int, int], int]) -> tuple[list[float], int]:
-    """Split value(samples, tokens) into samples x polynomial(tokens) and what is there once (weights).
-
-    What is there once but grows with the tokens (positions) goes to the samples: it is small, and the format has no
-    place for it.
-    """
-    few, many = BATCHES
-    lengths = sorted({tokens for _, tokens in values})
-    slopes = [Fraction(values[many, s] - values[few, s], many - few) for s in lengths]
-    rests = [values[few, s] - few * slope for s, slope in zip(lengths, slopes, strict=True)]
-    polynomial, rest = _interpolate(lengths, slopes), _interpolate(lengths, rests)
-    once = max(Fraction(0), rest[0])
-    total: list[Fraction] = [a + b for a, b in zip(polynomial, [rest[0] - once, *rest[1:]], strict=True)]
-    if min(total) < 0:
-        return _non_negative(lengths, [Fraction(values[many, s], many) for s in lengths]), 0
-    return _trimmed([float(each) for each in total]), int(once)
-
-
-def _interpolate(xs: Sequence[int], ys: Sequence[Fraction]) -> list[Fraction]:
-    """Coefficients, lowest first, of the polynomial through the points (Lagrange, exact)."""
-    total = [Fraction(0)] * len(xs)
-    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        basis = [Fraction(y)]
-        for j, other in enumerate(xs):
-            if j != i:
-                scaled = [each / (x - other) for each in basis]
-                shifted = [Fraction(0), *scaled]
-                basis = [
-                    high - other * low for high, low in itertools.zip_longest(shifted, scaled, fillvalue=Fraction(0))
-                ]
-        total = [a + b for a, b in zip(total, basis, strict=True)]
-    return total
-
-
-def _non_negative(lengths: Sequence[int], values: Sequence[Fraction]) -> list[float]:
-    """The closest quadratic without negative coefficients: for costs that are no polynomial (windows, padding)."""
-    import numpy as np
-    from scipy.optimize import nnls
-
-    scale = float(max(values)) or 1.0
-    powers = np.vander(np.asarray(lengths, dtype=float) / lengths[-1], len(lengths), increasing=True)
-    solution, _ = nnls(powers, np.asarray([float(each) / scale for each in values]))
-    return _trimmed([float(each) * scale / lengths[-1] ** power for power, each in enumerate(solution)])
-
-
-def _trimmed(polynomial: list[float]) -> list[float]:
-    while len(polynomial) > 1 and polynomial[-1] == 0:
-        polynomial.pop()
-    return polynomial
 
 
 def _plain(config: PreTrainedConfig) -> dict[str, Any]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..results.metrics import stream
+
+__all__ = ["launch_offsets", "step_factors", "stream"]
+
 Floats = NDArray[np.float64]
-
-
-def stream(seed: int, *names: str | int) -> np.random.Generator:
-    """The random stream of a purpose: equal seed and names give equal draws, in any process and order of use."""
-    text = "".join(f"{len(str(name))}:{name}" for name in names)  # the lengths keep ("a", "b") from being ("ab",)
-    key = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    return np.random.default_rng(np.random.SeedSequence([seed, key]))
 
 
 def launch_offsets(residuals: Sequence[float], launches: int, seed: int) -> Floats:

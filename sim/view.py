@@ -160,7 +160,7 @@ def describe(policy: Policy) -> PolicyRecord:
         return policy.record or PolicyRecord(name="fixed", source_sha256=_source_digest(Fixed))
     kind = type(policy)
     parameters: dict[str, Any] = dataclasses.asdict(policy) if dataclasses.is_dataclass(policy) else {}
-    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
     defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
     name = getattr(kind, "name", f"{kind.__module__}:{kind.__qualname__}")
     return PolicyRecord(name=name, parameters=parameters, defaults=defaults, source_sha256=_source_digest(kind))

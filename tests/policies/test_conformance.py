@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from steelyard.sim.view import View
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_built_in_policies_keep_the_contract(name: str) -> None:
-    check_policy(policy_class(name), max_examples=100, unit_free=True)
+    check_policy(policy_class(name), max_examples=60, unit_free=True)
 
 
 def test_an_instance_is_checked_with_its_own_parameters() -> None:
@@ -44,7 +45,7 @@ def test_scenarios_are_of_many_kinds() -> None:
     """The generator reaches what the rules are about."""
     seen: set[str] = set()
 
-    @settings(max_examples=300, derandomize=True, database=None)
+    @settings(max_examples=150, derandomize=True, database=None)
     @given(scenarios())
     def look(scenario: Any) -> None:
         view = View.of(scenario)
@@ -182,15 +183,12 @@ class Scribbles:
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Leaves out what takes over 10 ms a sample, wherever everything does."""
+    """Adds a millisecond to the time of a sample, whatever the others take."""
 
     name: ClassVar[str] = "seconds"
 
     def allocate(self, view: View) -> Plan:
-        from steelyard.policies._base import canonical
-
-        view = canonical(view)
-        return round_shares(view, [1.0 if device.step_s(1) < 0.01 else 1e-9 for device in view.devices])
+        return round_shares(view, [1 / (device.step_s(1) + 1e-3) for device in view.devices])
 
 
 @pytest.mark.parametrize(
@@ -206,15 +204,23 @@ class Seconds:
     ],
 )
 def test_a_broken_policy_is_caught_with_a_scenario_that_shows_it(kind: type, rule: str) -> None:
-    with pytest.raises(ConformanceError, match=rule) as caught:
-        check_policy(kind, max_examples=200)
-    text = caught.value.scenario_toml
-    assert text in str(caught.value)
+    caught = _caught(kind)
+    assert re.search(rule, caught.problem)
+    text = caught.scenario_toml
+    assert text in str(caught)
     scenario = scenario_from(parse_toml(text, "counter-example"))
-    problem = _problem_of(caught.value.policy, scenario)
+    problem = _problem_of(caught.policy, scenario)
     if kind is not Remembers:  # which needs no special scenario, but the right number of calls before
         assert problem is not None
         assert re.search(rule, problem)
+
+
+@functools.cache
+def _caught(kind: type) -> ConformanceError:
+    """What the kit says of a broken policy."""
+    with pytest.raises(ConformanceError) as caught:
+        check_policy(kind, max_examples=100)
+    return caught.value
 
 
 def _problem_of(policy: Any, scenario: Any) -> str | None:
@@ -229,28 +235,19 @@ def _problem_of(policy: Any, scenario: Any) -> str | None:
     return None
 
 
-def test_a_counter_example_is_small() -> None:
-    with pytest.raises(ConformanceError) as caught:
-        check_policy(Loses, max_examples=200)
-    scenario = scenario_from(parse_toml(caught.value.scenario_toml, "counter-example"))
+def test_a_counter_example_is_small_and_the_same_each_time() -> None:
+    first, second = _caught(Loses), _caught.__wrapped__(Loses)
+    assert str(first) == str(second)
+    scenario = scenario_from(parse_toml(first.scenario_toml, "counter-example"))
     assert len(scenario.cluster.devices) == 2
     assert len(scenario.workload.layers) == 1
     assert scenario.workload.global_batch == 2
 
 
 def test_unit_free_is_a_choice() -> None:
-    check_policy(Seconds, max_examples=60)
+    check_policy(Seconds, max_examples=30)
     with pytest.raises(ConformanceError, match="four times as long"):
-        check_policy(Seconds, max_examples=300, unit_free=True)
-
-
-def test_equal_seeds_try_the_same_scenarios() -> None:
-    def text() -> str:
-        with pytest.raises(ConformanceError) as caught:
-            check_policy(GivesUp, max_examples=100, seed=5)
-        return str(caught.value)
-
-    assert text() == text()
+        check_policy(Seconds, max_examples=100, unit_free=True)
 
 
 def _make(called: str = "Made", **changes: Any) -> type:

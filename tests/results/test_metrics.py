@@ -21,7 +21,6 @@ from steelyard.results.metrics import (
     regret_percent,
     stream,
 )
-from steelyard.sim import noise
 
 times = st.floats(min_value=1e-4, max_value=1e3)
 launches = st.lists(st.lists(times, min_size=1, max_size=6), min_size=1, max_size=6)
@@ -120,8 +119,3 @@ def test_binomial_p_value_is_the_sum_of_the_less_likely(case: tuple[int, int]) -
     chances = [math.comb(count, k) * 0.8**k * 0.2 ** (count - k) for k in range(count + 1)]
     expected = sum(each for each in chances if each <= chances[inside] * (1 + 1e-7))
     assert binomial_p_value(inside, count) == pytest.approx(min(1.0, expected), rel=1e-6)
-
-
-@given(st.integers(0, 2**63 - 1), st.text(max_size=10))
-def test_streams_follow_the_simulators_rule(seed: int, name: str) -> None:
-    assert np.array_equal(stream(seed, name, 3).random(4), noise.stream(seed, name, 3).random(4))

@@ -129,11 +129,13 @@ def test_junk_is_refused_by_name(study: list[Run], tmp_path: Path, name: str, ju
     folder = write_run(study[0], tmp_path / "junk")
     (folder / name).write_bytes(junk)
     error = refusal(folder)
-    if error is None:  # blank lines are a legal list of decisions
-        assert name == "decisions.jsonl"
-        assert not junk.strip()
-    else:
+    if error is not None:
         assert name in error.path
+    elif name == "plan.json":  # a table: whether it is a plan, the simulator judges
+        assert isinstance(json.loads(junk), dict)
+    else:
+        assert name == "decisions.jsonl"
+        assert all(isinstance(json.loads(line), dict) for line in junk.decode().splitlines() if line)
 
 
 @shared_tmp_path
@@ -271,6 +273,13 @@ def test_long_missing_and_binary_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not UTF-8"):
         read_text(path)
     with pytest.raises(InputError, match="file"):
+        read_json(path)
+
+
+def test_unreadable_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text('{"a":' * 20_000)
+    with pytest.raises(InputError, match="damaged or half written"):
         read_json(path)
 
 

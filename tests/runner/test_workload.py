@@ -7,16 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steelyard.results.errors import InputError
 from steelyard.runner import workload
+from steelyard.runner.polynomial import BATCHES
 from steelyard.runner.workload import build_model, main, model_from_config, regenerate_catalog, save_model
 from steelyard.sim.spec import load_model, shipped_names
 from steelyard.sim.workload import Layer, Model, Operator, at
@@ -140,6 +140,34 @@ def test_activations_follow_korthikanti_without_dropout_and_with_fused_attention
         assert at(block.output_elements, tokens) == tokens * hidden
 
 
+def test_activations_are_what_the_real_module_keeps() -> None:
+    """All storages that autograd saves in a real forward pass with torch's fused attention, weights left out.
+
+    The real pass keeps the attention mask and copies of token ids too, hence the tolerance.
+    """
+    import torch
+
+    config, tokens, samples = {**BERT, "hidden_size": 64, "intermediate_size": 256}, 40, 3
+    counted = tiny_model(config)
+    real = build_model(counted.config, labels=2, seed=0)
+    storages = {each.untyped_storage()._cdata for each in real.parameters()}
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (key := tensor.untyped_storage()._cdata) not in storages:
+            storages.add(key)
+            kept.append(tensor)
+        return tensor
+
+    ids = torch.ones(samples, tokens, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        real(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.sum()
+    measured = sum(each.untyped_storage().nbytes() for each in kept) / 4
+    assert samples * sum(at(layer.activation_elements, tokens) for layer in counted.layers) == pytest.approx(
+        measured, rel=0.1
+    )
+
+
 def test_the_embedding_needs_no_input_gradient_and_reads_only_the_rows_it_looks_up() -> None:
     embeddings = tiny_model(BERT).layers[0]
     assert embeddings.name == "embeddings"
@@ -161,7 +189,7 @@ def test_weights_are_read_once_per_micro_batch() -> None:
 @pytest.mark.parametrize("config", [BERT, GPT2, LLAMA], ids=family)
 def test_polynomials_hold_at_a_length_that_was_not_measured(config: dict[str, Any]) -> None:
     """Exactly; but positions, made once for a whole micro-batch, are charged to each of its samples."""
-    samples, tokens = workload.BATCHES[0], 40
+    samples, tokens = BATCHES[0], 40
     counted = workload.measure_passes(workload._settle(dict(config)), "sequence-classification", (tokens,))
     for index, layer in enumerate(tiny_model(config).layers):
         part = counted[samples, tokens][index]
@@ -215,33 +243,6 @@ def test_head_flops_of_a_language_model() -> None:
     """2 s h V forward (physics: the head)."""
     head = model_from_config({**GPT2, "tie_word_embeddings": True}, task="causal-lm").layers[-1]
     assert head.forward_flops(40) == 2 * 40 * 32 * 97
-
-
-def test_a_length_that_no_polynomial_describes_is_fitted_without_negative_coefficients() -> None:
-    values = {
-        (samples, tokens): samples * count for samples in (2, 3) for tokens, count in ((8, 90), (16, 100), (32, 105))
-    }
-    polynomial, once = workload._per_sample(values)
-    assert once == 0
-    assert min(polynomial) >= 0
-    assert at(polynomial, 16) == pytest.approx(100, rel=0.1)
-
-
-@given(
-    st.lists(st.integers(0, 10**9), min_size=3, max_size=3),
-    st.integers(0, 10**12),
-    st.lists(st.integers(1, 4096), min_size=3, max_size=3, unique=True),
-)
-def test_exact_quadratics_are_recovered(coefficients: list[int], once: int, lengths: list[int]) -> None:
-    def value(samples: int, tokens: int) -> int:
-        c0, c1, c2 = coefficients
-        return samples * (c0 + c1 * tokens + c2 * tokens * tokens) + once
-
-    values = {(samples, tokens): value(samples, tokens) for samples in workload.BATCHES for tokens in lengths}
-    polynomial, found = workload._per_sample(values)
-    assert found == once
-    assert [Fraction(each) for each in polynomial] == coefficients[: len(polynomial)]
-    assert not any(coefficients[len(polynomial) :])
 
 
 def test_build_model_repeats_in_other_processes_and_with_other_instruction_sets() -> None:
@@ -343,6 +344,9 @@ def test_configurations_come_as_type_file_table_or_object(tmp_path: Path) -> Non
         ({**BERT, "hidden_size": "wide"}, "bert"),
         ({**BERT, "num_attention_heads": 5}, "bert"),
         ({**BERT, "num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({**BERT, "num_hidden_layers": "many"}, "bert"),
+        ({**BERT, "hidden_size": 10**30}, "bert"),
+        ({**BERT, "num_labels": 10**12}, "num_labels"),
         ({**BERT, "max_position_embeddings": 4}, "max_position_embeddings"),
         ({"model_type": "wav2vec2"}, "model_type"),
     ],
@@ -352,6 +356,33 @@ def test_bad_configurations_are_refused_in_one_line(config: Any, field: str) -> 
         model_from_config(config)
     assert field in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+JUNK = (
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.integers(), max_size=2)
+)
+
+
+def described_or_refused(config: dict[str, Any]) -> str:
+    try:
+        return model_from_config(config).name
+    except InputError as error:
+        return str(error)
+
+
+@settings(max_examples=40)
+@given(
+    changes=st.dictionaries(st.sampled_from([*BERT, "hidden_act", "num_labels", "pad_token_id", ""]), JUNK, max_size=3)
+)
+def test_junk_is_described_or_refused_in_one_line(changes: dict[str, Any]) -> None:
+    outcome = described_or_refused({**BERT, **changes})
+    assert outcome
+    assert "\n" not in outcome
 
 
 def test_keys_that_would_fetch_or_run_code_are_left_out() -> None:

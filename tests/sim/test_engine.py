@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from steelyard.policies import REGISTRY, make_policy
 from steelyard.results.errors import InputError
@@ -199,6 +199,7 @@ def _p90(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update={"objective": objective})
 
 
+@settings(max_examples=30)
 @given(fast=st.integers(1, 31), largest=st.sampled_from([None, 1, 3, 8]))
 def test_summary_is_the_closed_form_without_noise(quiet_scenario: Scenario, fast: int, largest: int | None) -> None:
     scenario = with_workload(quiet_scenario, max_micro_batch=largest)
@@ -212,6 +213,7 @@ def test_summary_is_the_closed_form_without_noise(quiet_scenario: Scenario, fast
     assert summary.launches == 1
 
 
+@settings(max_examples=30)
 @given(
     fast=st.integers(0, 32), names=st.permutations(["a", "zebra", "\N{GREEK SMALL LETTER LAMDA}1"]), swap=st.booleans()
 )
@@ -237,6 +239,19 @@ def test_events_tell_the_same_steps_as_the_summary(scenario: Scenario) -> None:
     run = engine.simulate(scenario, make_policy("makespan"))
     times = [each for launch_times in step_times(run.events).values() for each in launch_times]
     assert quantiles(times) == run.summary.step_time_s
+
+
+def test_a_plan_by_hand_runs_where_no_policy_finds_one(make_document: Callable[..., Document]) -> None:
+    """Micro-batches that only the plan's author cut: the batch fits, the bound of uncut batches does not hold."""
+    document = make_document(noisy=False)
+    workload = scenario_from(document).workload
+    for device in document["cluster"]["nodes"][0]["devices"]:
+        device["memory_gib"] = cost.peak_memory_bytes(workload, 8) * 1.01 / 2**30
+    scenario = scenario_from(document)
+    whole = Plan.data_parallel(workload.model_copy(update={"max_micro_batch": 8}), {"fast": 24, "slow": 8})
+    summary = engine.simulate(scenario, Fixed(whole)).summary
+    assert lower_bound_s(View.of(scenario)) == math.inf
+    assert summary.lower_bound_step_time_s == summary.gap_to_bound == 0.0
 
 
 def test_energy_and_cost_count_the_devices_in_use(quiet_scenario: Scenario) -> None:
@@ -275,7 +290,7 @@ def test_objective_without_its_figures_is_refused(
 
 
 def test_negative_seed_and_endless_sampling_are_refused(scenario: Scenario) -> None:
-    with pytest.raises(InputError, match="^seed: "):
+    with pytest.raises(InputError, match=r"^seed: "):
         engine.simulate(scenario, make_policy("uniform"), seed=-1)
     sampling = scenario.sampling.model_copy(update={"launches": 100_000, "steps": 1_000_000})
     with pytest.raises(InputError, match=r"^sampling: asks for \d+ events"):

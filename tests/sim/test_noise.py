@@ -63,7 +63,7 @@ def test_step_factors_show_every_residual_equally_often() -> None:
 
 @pytest.mark.parametrize("count", [2, 5, 12])
 def test_launch_offsets_are_a_t_prediction(count: int) -> None:
-    """An offset is s sqrt(1 + 1/n) t(n-1): where a fresh launch lies, given n of a Gaussian seen (mean known to be 0)."""
+    """An offset is s sqrt(1 + 1/n) t(n-1): where a fresh launch lies, given n of a Gaussian seen."""
     from scipy import stats
 
     residuals = np.linspace(-0.001, 0.001, count)

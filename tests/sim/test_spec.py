@@ -454,6 +454,14 @@ def test_paths_do_not_climb_out(make_document: Make, tmp_path: Path, how: str) -
     assert "leaves the folder" in line or "is not a usable path" in line
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "no\0name", "folder", "missing", "a/../missing", "\N{SNOWMAN}"])
+def test_model_files_that_are_none(make_document: Make, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.json").mkdir()
+    line = outcome(lambda: load_scenario(with_model(make_document, tmp_path, f"{name}.json")))
+    assert line is not None
+    assert len(line) < 400
+
+
 def test_mistakes_in_a_model_file_name_the_file(make_document: Make, tmp_path: Path) -> None:
     model = make_document()["workload"]["model"]
     (tmp_path / "own.json").write_text(json.dumps(put(model, "layers.1.forward.0.kind", "matmull")))

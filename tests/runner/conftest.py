@@ -1,0 +1,112 @@
+"""A study small enough to run for real within seconds: a tiny BERT, random tokens, two lanes of this host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tomli_w
+from steelyard.runner.devices import NamedLane, available_cpus
+from steelyard.sim.device import (
+    Cluster,
+    CollectivePoint,
+    CollectiveTable,
+    Device,
+    Lane,
+    Link,
+    Node,
+    Profile,
+    ProfilePoint,
+)
+from steelyard.sim.spec import Scenario, Training
+from steelyard.sim.workload import Workload
+
+pytest.importorskip("torch", reason="real lanes need the runner extra")
+
+CONFIG = {
+    "model_type": "bert",
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 32,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_workload() -> Workload:
+    from steelyard.runner.workload import model_from_config
+
+    config = {**CONFIG, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return Workload(model=model_from_config(config, name="tiny"), global_batch=30, sequence_length=16)
+
+
+@pytest.fixture(scope="session")
+def lanes() -> list[NamedLane]:
+    """Two lanes, on different cores where there are two; caps that this processor may ignore do no harm here."""
+    cores = available_cpus()
+    return [
+        NamedLane(name="full", cap="full", cpus=[cores[0]]),
+        NamedLane(name="sse", cap="sse", cpus=[cores[-1]]),
+    ]
+
+
+@pytest.fixture
+def tiny_scenario(tiny_workload: Workload, lanes: list[NamedLane]) -> Scenario:
+    """Tables as a calibration would give them, but written down: these tests are about the road, not the accuracy."""
+    devices = [
+        Device(
+            name=lane.name,
+            peak_tflops={"fp32": rate},
+            memory_gib=4,
+            memory_bandwidth_gb_per_s=10,
+            lane=Lane.model_validate(lane.model_dump(exclude={"name"})),
+            profile=Profile(
+                workload=tiny_workload.key,
+                points=[
+                    ProfilePoint(
+                        micro_batch=size, forward_s=1e-3 + 1e-4 * size / rate, backward_s=2e-3 + 2e-4 * size / rate
+                    )
+                    for size in (2, 5, 11, 17, 23, 31)
+                ],
+                optimizer_s=1e-3,
+                step_residuals=[-0.02, 0.0, 0.02],
+                launch_residuals=[-0.01, 0.0, 0.01],
+            ),
+        )
+        for lane, rate in zip(lanes, (0.1, 0.05), strict=True)
+    ]
+    table = CollectiveTable(
+        backend="gloo",
+        devices=[lane.name for lane in lanes],
+        points=[CollectivePoint(bytes=2**10, seconds=1e-4), CollectivePoint(bytes=2**20, seconds=1e-3)],
+    )
+    link = Link(name="loopback", latency_us=50, bandwidth_gb_per_s=1)
+    return Scenario.model_validate(
+        {
+            "name": "tiny",
+            "cluster": Cluster(nodes=[Node(name="host", devices=devices, link=link)], collectives=[table]).model_dump(),
+            "workload": tiny_workload.model_dump(),
+            "training": Training(data="random").model_dump(),
+            "replay": {"launches": 2, "steps": 4, "rounds": 2, "warmup_steps": 1, "timeout_s": 30.0},
+        }
+    )
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, lanes: list[NamedLane]) -> Path:
+    """A folder with a scenario file as a user writes it: lanes by hand, a transformers configuration, random tokens."""
+    (tmp_path / "tiny.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "lanes.toml").write_text(tomli_w.dumps({"lanes": [lane.model_dump(mode="json") for lane in lanes]}))
+    scenario = {
+        "name": "tiny",
+        "cluster": {"lanes": "lanes.toml"},
+        "workload": {"model": "tiny.json", "global_batch": 30, "sequence_length": 16},
+        "training": {"data": "random", "steps": 20},
+        "calibration": {"launches": 2, "rounds": 1, "seconds_per_point": 0.02},
+        "replay": {"launches": 2, "steps": 4, "rounds": 2, "warmup_steps": 1},
+    }
+    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(scenario))
+    return tmp_path

@@ -1,0 +1,164 @@
+"""Groups of real worker processes: what they measure, what happens when one dies, and what is left behind: nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from steelyard.runner.calibrate import job_of
+from steelyard.runner.devices import NamedLane
+from steelyard.runner.launch import WorkerFailedError, run_group, worker_environment
+from steelyard.runner.replay import lanes_of
+from steelyard.sim.spec import Scenario
+
+pytestmark = pytest.mark.slow
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    return [
+        each for each in psutil.Process(pid).children(recursive=True) if "steelyard.runner.worker" in each.cmdline()
+    ]
+
+
+def gradient_of(scenario: Scenario, lanes: list[NamedLane], sizes: list[list[int]], folder: Path) -> Any:
+    from safetensors.torch import load_file
+
+    job, data = job_of(scenario.workload, scenario.training, folder, seed=0)
+    ranks = [rank for rank, each in enumerate(sizes) if each]
+    file = folder / f"gradient-{len(lanes)}-{sum(map(len, sizes))}"
+    run_group(
+        lanes, [{"op": "gradients", "sizes": sizes, "ranks": ranks, "file": str(file)}], job, timeout_s=60, data=data
+    )
+    return [load_file(f"{file}.{rank}")["gradient"] for rank in ranks]
+
+
+@pytest.mark.parametrize("sizes", [[[22], [8]], [[7, 6], [9, 8]], [[29], [1]]])
+def test_gradients_under_unequal_batches_equal_those_of_a_single_process(
+    tiny_scenario: Scenario, tmp_path: Path, sizes: list[list[int]]
+) -> None:
+    """The whole vector by norm, fp32, dropout off: single tensors whose true gradient is zero differ by more."""
+    lanes = lanes_of(tiny_scenario)
+    (single,) = gradient_of(tiny_scenario, lanes[:1], [[30]], tmp_path)
+    for own in gradient_of(tiny_scenario, lanes, sizes, tmp_path):
+        assert float(single.norm()) > 1e-3
+        assert float((own - single).norm() / single.norm()) < 1e-6
+
+
+def test_a_plain_average_of_local_means_would_be_wrong(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    """The test above can fail: averaging local mean gradients over 22 and 8 samples is far from the true gradient."""
+    lanes = lanes_of(tiny_scenario)
+    (single,) = gradient_of(tiny_scenario, lanes[:1], [[30]], tmp_path)
+    (first,) = gradient_of(tiny_scenario, lanes[:1], [[22]], tmp_path)
+    wrong = 0.5 * first * 30 / 22 + 0.5 * (single - first) * 30 / 8
+    assert float((wrong - single).norm() / single.norm()) > 1e-2
+
+
+def test_repeat_lane_has_the_same_gradient(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    lane = lanes_of(tiny_scenario)[0]
+    (once,) = gradient_of(tiny_scenario, [lane], [[30]], tmp_path)
+    (twice,) = gradient_of(tiny_scenario, [lane.model_copy(update={"repeat": 3})], [[15, 15]], tmp_path)
+    assert float((twice - once).norm() / once.norm()) < 1e-6
+
+
+def test_environment_caps_the_lane_and_stays_on_loopback() -> None:
+    environment = worker_environment(NamedLane(name="sse", cap="sse"))
+    assert environment["ATEN_CPU_CAPABILITY"] == "default"
+    assert environment["GLOO_SOCKET_IFNAME"].startswith("lo")
+    assert environment["HF_HUB_OFFLINE"] == "1"
+
+
+def driver(folder: Path, scenario: Scenario, *, seconds: float) -> subprocess.Popen[str]:
+    """A process of its own that runs a group for so long, so that a test can kill either."""
+    job, data = job_of(scenario.workload, scenario.training, folder, seed=0)
+    task = {"op": "profile", "micro_batch": 4, "seconds": seconds, "least": 1}
+    program = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from steelyard.runner.devices import NamedLane\n"
+        "from steelyard.runner.launch import WorkerFailedError, run_group\n"
+        "job, lanes, task, data = json.loads(sys.argv[1])\n"
+        "try:\n"
+        "    lanes = [NamedLane.model_validate(lane) for lane in lanes]\n"
+        "    run_group(lanes, [task, task], job, timeout_s=20, data=Path(data))\n"
+        "except WorkerFailedError as error:\n"
+        "    print('FAILED', error); sys.exit(1)\n"
+    )
+    import json
+
+    words = json.dumps([job, [lane.model_dump(mode="json") for lane in lanes_of(scenario)], task, str(data)])
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    return subprocess.Popen([sys.executable, "-c", program, words], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_workers(process: subprocess.Popen[str], count: int = 2) -> list[psutil.Process]:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        found = workers_of(process.pid)
+        if len(found) == count and all(len(each.net_connections("tcp")) > 0 for each in found):
+            return found  # they have met: gloo's connections stand
+        time.sleep(0.05)
+    raise AssertionError("the workers never met")
+
+
+def test_killed_worker_is_named_and_nothing_is_left(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    with driver(tmp_path, tiny_scenario, seconds=60) as process:
+        found = wait_for_workers(process)
+        victim = next(each for each in found if each.cmdline()[-1] == "1")
+        victim.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "worker 'sse' (rank 1) was killed by SIGKILL" in output
+    _, alive = psutil.wait_procs(found, timeout=10)
+    assert not alive
+    assert not list(tmp_path.glob("steelyard-*"))
+
+
+def test_killed_driver_takes_its_workers_along(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    with driver(tmp_path, tiny_scenario, seconds=60) as process:
+        found = wait_for_workers(process)
+        process.kill()
+        process.communicate(timeout=30)
+    _, alive = psutil.wait_procs(found, timeout=10)
+    assert not alive
+
+
+def test_listeners_are_on_loopback_only(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    with driver(tmp_path, tiny_scenario, seconds=60) as process:
+        found = wait_for_workers(process)
+        listening = [
+            connection.laddr.ip
+            for each in found
+            for connection in each.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        process.kill()
+        process.communicate(timeout=30)
+    psutil.wait_procs(found, timeout=10)
+    assert listening
+    assert set(listening) <= {"127.0.0.1", "::1"}
+
+
+def test_hung_worker_is_named(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    with driver(tmp_path, tiny_scenario, seconds=1) as process:
+        found = wait_for_workers(process)
+        victim = next(each for each in found if each.cmdline()[-1] == "1")
+        victim.suspend()
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "worker 'sse' (rank 1) hung" in output
+    _, alive = psutil.wait_procs(found, timeout=10)
+    assert not alive
+
+
+def test_a_worker_that_errs_tells_why() -> None:
+    with pytest.raises(WorkerFailedError, match="KeyError"):
+        run_group([NamedLane(name="only")], [{"op": "no such task"}], {}, timeout_s=20)
+    assert not [each for each in Path(tempfile.gettempdir()).glob("steelyard-*") if (each / "job.json").exists()]
