@@ -82,7 +82,7 @@ def check_policy(
     Args:
         policy: a class, or an instance whose parameters shall be kept.
         max_examples: scenarios to try.
-        seed: of the generated scenarios; equal seeds try the same ones.
+        seed: of the generated scenarios; equal seeds try the same ones within a process.
         unit_free: check too that a world in which everything takes four times as long gets the same plan, give or
             take a sample per device (rounding). Not every policy has to: one may weigh seconds against dollars.
 

@@ -6,6 +6,7 @@ Every kind of bar has a colour of its own lightness and a hatch, so that a black
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
@@ -133,7 +134,7 @@ def timelines(runs: Sequence[Run], title: str = "", steps: int = TIMELINE_STEPS)
     for axes, (run, events) in zip(grid[:, 0], parts, strict=True):
         _lanes(axes, events, list(run.summary.devices))
         span = 1e3 * float(events.attrs["span_s"])
-        axes.set_title(f"{run.manifest.kind}: {events.attrs['steps']} steps in {span:.4g} ms", loc="left")
+        axes.set_title(f"{run.manifest.kind}: {_counted(events.attrs['steps'])} in {span:.4g} ms", loc="left")
     grid[-1, 0].set_xlim(0, 1e3 * max(float(events.attrs["span_s"]) for _, events in parts) * 1.01)
     grid[-1, 0].set_xlabel("ms from the end of the step before")
     if title:
@@ -213,6 +214,10 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return [min(max(place, 0.0), highest) + number * gap for number, place in enumerate(moved)]
 
 
+def _counted(steps: int) -> str:
+    return f"{steps} step" if steps == 1 else f"{steps} steps"
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -224,13 +229,19 @@ def _figure(width: float, height: float) -> Figure:
 
 def _frame(axes: Axes, rows: Sequence[PlanRow]) -> tuple[float, float]:
     """Equal axes that hold all points and bars, with the y = x line and the band of 5 %; gives their ends in ms."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     times = [1e3 * value for row in rows for value in _times(row)]
     low, high = min(times), max(times)
     if high / low > LOG_FROM:
         axes.set(xscale="log", yscale="log")
+        # Labels at every digit of a decade run into each other: fewer, the more decades there are.
+        labelled = ((1.0, 1.5, 2.0, 3.0, 5.0, 7.0), (1.0, 2.0, 5.0), (1.0,))
+        subs = labelled[min(2, int(math.log10(high / low)))]
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=subs))
             axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         low, high = low / 1.15, high * 1.15
     else:
         margin = max(0.08 * (high - low), 0.02 * high)

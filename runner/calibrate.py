@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,14 +10,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pydantic import Field
+
 from ..results.errors import InputError
-from ..results.store import read_text, write_text
+from ..results.record import digest
+from ..results.store import write_text
 from ..sim.device import Cluster, CollectivePoint, CollectiveTable, Device, Lane, Link, Node, Profile, ProfilePoint
 from ..sim.noise import stream
-from ..sim.spec import Calibrating, Training, expand, inside, shipped_names, validate
-from ..sim.workload import Workload
+from ..sim.spec import Calibrating, Training, expand, inside, parse_file, shipped_names, validate
+from ..sim.workload import Name, NonNegative, Positive, Spec, Workload
 from .data import training_data
-from .devices import NamedLane, Offer, default_lanes, fingerprint
+from .devices import LaneFile, NamedLane, Offer, default_lanes, fingerprint
 from .launch import LaunchResult, Task, require_torch, run_group
 
 START_S = 8.0
@@ -47,6 +49,17 @@ class Calibration:
     """Share of the compute segments that something else on the host disturbed."""
     probes: dict[str, float]
     """Median seconds of the speed probe per lane: what a replay compares the host's speed with."""
+
+
+class CalibrationFile(Spec):
+    """Tables on disk, in the catalog's format."""
+
+    schema_version: int
+    workload: Name
+    created_utc: str = ""
+    contended_percent: NonNegative = 0.0
+    probe_s: dict[str, Positive] = Field(default_factory=dict)
+    cluster: Cluster
 
 
 def calibrate(
@@ -78,6 +91,7 @@ def calibrate(
     path = calibration_path(document, folder, runs, workload)
     if path.is_file() and not again:
         found = read_calibration(path)
+        check_workload(found, workload)
         check_fingerprint(found, force)
         report(f"reusing {path}: measured on this machine before")
         return found
@@ -238,8 +252,7 @@ def calibration_path(document: dict[str, Any], folder: Path | None, runs: Path, 
     named = cluster.get("calibration") if isinstance(cluster, dict) else None
     if isinstance(named, str):
         return inside(folder, named, "cluster.calibration")
-    lanes = _lane_file(document, folder)
-    return runs / "calibrations" / f"{lanes.stem if lanes else 'auto'}-{workload.key}.toml"
+    return runs / "calibrations" / f"{_lanes_name(_lane_file(document, folder))}-{workload.key}.toml"
 
 
 def write_calibration(calibration: Calibration) -> None:
@@ -263,21 +276,32 @@ def read_calibration(path: Path) -> Calibration:
     Raises:
         InputError: missing, damaged, or of another version.
     """
-    try:
-        document = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(str(path), f"is not TOML: {error}", "remove it and calibrate again") from error
+    document = parse_file(path)
     if document.get("schema_version") != 1 or not isinstance(document.get("workload"), str):
-        raise InputError(str(path), "is not a calibration of this version", "calibrate again")
-    probes = document.get("probe_s")
+        raise InputError(str(path), "is not a calibration of this version", "run `steelyard calibrate --again`")
+    found = validate(CalibrationFile, document, str(path), prefix=f"{path}: ")
     return Calibration(
-        cluster=validate(Cluster, document.get("cluster"), f"{path}: cluster"),
-        workload=document["workload"],
+        cluster=found.cluster,
+        workload=found.workload,
         path=path,
         reused=True,
-        contended_percent=float(document.get("contended_percent", 0.0)),
-        probes={key: float(value) for key, value in probes.items()} if isinstance(probes, dict) else {},
+        contended_percent=found.contended_percent,
+        probes=found.probe_s,
     )
+
+
+def check_workload(calibration: Calibration, workload: Workload) -> None:
+    """Compare what ran when the tables were made with what is to run.
+
+    Raises:
+        InputError: they differ.
+    """
+    if calibration.workload != workload.key:
+        raise InputError(
+            str(calibration.path),
+            "was measured with another workload",
+            "run `steelyard calibrate --again` to replace it, or name another file",
+        )
 
 
 def check_fingerprint(calibration: Calibration, force: bool) -> list[str]:
@@ -323,8 +347,7 @@ def resolver(runs: Path, *, force: bool = False, notes: list[str] | None = None)
                 "cluster.lanes", "the lanes of this host are not calibrated", "run `steelyard calibrate` first"
             )
         found = read_calibration(path)
-        if found.workload != workload.key:
-            raise InputError("cluster.calibration", f"{path} is of another workload", "run `steelyard calibrate`")
+        check_workload(found, workload)
         if notes is not None:
             notes.extend(check_fingerprint(found, force))
         else:
@@ -465,6 +488,14 @@ def _memory_gib(lane: NamedLane, offer: Offer, lanes: Sequence[NamedLane]) -> fl
 def unnamed(lane: NamedLane) -> Lane:
     """The lane without its name, as a device holds it."""
     return Lane.model_validate(lane.model_dump(exclude={"name"}))
+
+
+def _lanes_name(file: Path | None) -> str:
+    """What the lanes add to the name of their tables: a file that was edited, or another of that name, has its own."""
+    if file is None:
+        return "auto"
+    lanes = validate(LaneFile, parse_file(file), str(file)).lanes
+    return f"{file.stem}-{digest([lane.model_dump(mode='json') for lane in lanes])[:8]}"
 
 
 def _lane_file(document: dict[str, Any], folder: Path | None) -> Path | None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +46,10 @@ class LaneFile(Spec):
 
     schema_version: Annotated[int, Field(ge=1, le=1)] = 1
     lanes: Annotated[list[NamedLane], Field(min_length=1, max_length=64)]
+
+
+Probe = Callable[[Sequence[NamedLane]], Sequence[Mapping[str, Any]]]
+"""Measures lanes: one answer of the worker's ``figures`` task for each."""
 
 
 @dataclass(frozen=True)
@@ -166,32 +170,39 @@ def read_lanes(file: Path) -> list[NamedLane]:
     return list(lanes)
 
 
-def measure_lanes(lanes: Sequence[NamedLane]) -> list[Offer]:
+def measure_lanes(lanes: Sequence[NamedLane], probe: Probe | None = None) -> list[Offer]:
     """Start every lane, verify that its cap took, measure it, and decide whether it is offered.
 
-    A cap that does nothing is not offered; where no narrower lane is left beside the first, a stated fallback (the same
-    device, each micro-batch done twice) takes its place.
-    """
-    from .launch import probe_lanes
+    A cap that does nothing is not offered; where nothing that differs from the first lane is left, a stated fallback
+    (the same device, each micro-batch done twice) takes the place of a lane that was refused.
 
-    probes = probe_lanes(lanes)
-    full = max(probe["training_rate"] for probe in probes)
-    offers = [_judge(lane, probe, full) for lane, probe in zip(lanes, probes, strict=True)]
-    if not any(offer.offered for offer in offers[1:]):
-        offers.append(_fallback(offers[-1]))
+    Args:
+        lanes: what to measure.
+        probe: measures lanes, one answer each; by default :func:`steelyard.runner.launch.probe_lanes`.
+    """
+    if probe is None:
+        from .launch import probe_lanes as probe
+
+    probes = probe(lanes)
+    full = max(each["training_rate"] for each in probes)
+    offers = [_judge(lane, each, full) for lane, each in zip(lanes, probes, strict=True)]
+    if not any(offer.offered and _differ(offer.lane, lanes[0]) for offer in offers[1:]):
+        offers.append(_fallback(next((offer for offer in offers if not offer.offered), offers[-1])))
     return offers
 
 
-def default_lanes(file: Path | None = None) -> tuple[list[NamedLane], list[Offer]]:
+def default_lanes(file: Path | None = None, probe: Probe | None = None) -> tuple[list[NamedLane], list[Offer]]:
     """The lanes of the default cluster, and what was measured of every candidate.
 
     Args:
         file: lanes defined by hand; all of them are taken, measured but not judged.
+        probe: as in :func:`measure_lanes`.
     """
     if file is not None:
         lanes = read_lanes(file)
-        return lanes, measure_lanes(lanes)
-    offers = measure_lanes(candidate_lanes())
+        judged = measure_lanes(lanes, probe)[: len(lanes)]
+        return lanes, [replace(offer, offered=True, reason=f"by hand: {offer.reason}") for offer in judged]
+    offers = measure_lanes(candidate_lanes(), probe)
     used: set[int] = set()
     chosen = []
     for offer in offers:
@@ -204,7 +215,12 @@ def default_lanes(file: Path | None = None) -> tuple[list[NamedLane], list[Offer
     return chosen, offers
 
 
-def _judge(lane: NamedLane, probe: dict[str, Any], full: float) -> Offer:
+def _differ(lane: NamedLane, other: NamedLane) -> bool:
+    """Whether two lanes are different devices, and not the same one on other cores."""
+    return (lane.torch_device, lane.cap, lane.repeat) != (other.torch_device, other.cap, other.repeat)
+
+
+def _judge(lane: NamedLane, probe: Mapping[str, Any], full: float) -> Offer:
     figures = {
         "capability": probe["capability"],
         "product_flops": probe["product_flops"],
@@ -222,14 +238,14 @@ def _judge(lane: NamedLane, probe: dict[str, Any], full: float) -> Offer:
     return Offer(lane, True, f"the cap took: {ratio:.2f} of full speed", **figures)
 
 
-def _fallback(last: Offer) -> Offer:
-    """The lane for hosts whose caps do nothing: the last lane's cores, every micro-batch done twice."""
+def _fallback(refused: Offer) -> Offer:
+    """The lane for hosts whose caps do nothing: the cores of a refused lane, every micro-batch done twice."""
     lane = NamedLane(
         name="repeat",
         torch_device="cpu",
         cap="full",
-        cpus=last.lane.cpus,
-        threads=last.lane.threads,
+        cpus=refused.lane.cpus,
+        threads=refused.lane.threads,
         repeat=FALLBACK_REPEAT,
     )
     reason = f"fallback: no cap makes a different device here, so each micro-batch is done {FALLBACK_REPEAT} times"
@@ -237,11 +253,11 @@ def _fallback(last: Offer) -> Offer:
         lane,
         True,
         reason,
-        capability=last.capability,
-        product_flops=last.product_flops / FALLBACK_REPEAT,
-        copy_bytes_per_s=last.copy_bytes_per_s,
-        training_rate=last.training_rate / FALLBACK_REPEAT,
-        memory_bytes=last.memory_bytes,
+        capability=refused.capability,
+        product_flops=refused.product_flops / FALLBACK_REPEAT,
+        copy_bytes_per_s=refused.copy_bytes_per_s,
+        training_rate=refused.training_rate / FALLBACK_REPEAT,
+        memory_bytes=refused.memory_bytes,
     )
 
 

@@ -16,10 +16,13 @@ from steelyard.policies._base import capacities, round_shares
 from steelyard.policies.testing import (
     ConformanceError,
     check_policy,
+    clusters,
+    devices,
     reordered,
     scenario_toml,
     scenarios,
     slower,
+    workloads,
 )
 from steelyard.sim.plan import Infeasible, Plan
 from steelyard.sim.spec import parse_toml, scenario_from
@@ -183,17 +186,68 @@ class Scribbles:
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Adds a millisecond to the time of a sample, whatever the others take."""
+    """Halves the share with each tenth of a millisecond, whatever the others take."""
 
     name: ClassVar[str] = "seconds"
 
     def allocate(self, view: View) -> Plan:
-        return round_shares(view, [1 / (device.step_s(1) + 1e-3) for device in view.devices])
+        return round_shares(view, [2.0 ** (-device.step_s(1) / 1e-4) for device in view.devices])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Silent:
+    """Finds nothing, and does not say why."""
+
+    name: ClassVar[str] = "silent"
+
+    def allocate(self, view: View) -> Plan:
+        raise Infeasible("workload", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dictionary:
+    """Gives samples by name and no plan."""
+
+    name: ClassVar[str] = "dictionary"
+
+    def allocate(self, view: View) -> Any:
+        return {view.devices[0].name: view.global_batch}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Works with parameters of all kinds: what the kit draws is within its range."""
+
+    name: ClassVar[str] = "counts"
+    power: Annotated[int, Range(1, 3)] = 2
+    key: Annotated[str, Choice("peak", "memory")] = "peak"
+    note: str = "not searched"
+
+    def allocate(self, view: View) -> Plan:
+        assert isinstance(self.power, int)
+        assert 1 <= self.power <= 3
+        assert self.note == "not searched"
+        figures = [device.peak_flops if self.key == "peak" else device.memory_bytes for device in view.devices]
+        return round_shares(view, [figure**self.power for figure in figures])
+
+
+def test_parameters_of_all_kinds_are_drawn() -> None:
+    check_policy(Counts, max_examples=30)
+
+
+@settings(max_examples=10)
+@given(workloads(), devices(), clusters())
+def test_the_parts_can_be_drawn_alone(workload: Any, device: Any, cluster: Any) -> None:
+    scenario = scenario_from({"name": "x", "cluster": cluster.model_dump(), "workload": workload.model_dump()})
+    assert device.name == "device"
+    assert 1 <= len(scenario.cluster.devices) <= 6
 
 
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [
+        (Silent, "without a reason"),
+        (Dictionary, "no Plan"),
         (Loses, "the plan is invalid"),
         (Remembers, "another plan when asked again"),
         (Names, "renaming and reordering"),

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from steelyard.policies import REGISTRY, make_policy, policy_from_text
 from steelyard.policies.search import SearchResult, TrialRow, distinct_plans, search, write_best
-from steelyard.policies.workers import Evaluator, evaluate
+from steelyard.policies.workers import Evaluator, _answer, evaluate
 from steelyard.results.errors import InputError
 from steelyard.sim.engine import objective_value
-from steelyard.sim.plan import Infeasible
+from steelyard.sim.plan import Infeasible, PlanError
 from steelyard.sim.spec import Scenario, scenario_from
 
 Document = dict[str, Any]
@@ -117,6 +117,58 @@ def test_a_killed_worker_is_named_and_leaves_nothing_behind(small: Document) -> 
             evaluator._exchange()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+ORPHAN = """
+import json, sys, time
+from steelyard.policies.workers import Evaluator
+from steelyard.sim.spec import scenario_from
+if __name__ == "__main__":
+    with Evaluator(scenario_from(json.loads(sys.argv[1])), 3, workers=1, start_s=0.0) as evaluator:
+        evaluator.submit("uniform", {})
+        evaluator.outcomes()
+        print(evaluator._workers[0].process.pid, flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the worker in /proc")
+def test_no_worker_outlives_a_search_that_was_killed(small: Document) -> None:
+    command = [sys.executable, "-c", ORPHAN, json.dumps(small)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        assert _lives(worker)
+        process.kill()
+    while _lives(worker):  # for as long as its start takes; a worker that stays hangs the test
+        time.sleep(0.01)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_an_invalid_plan_is_the_policys_bug_and_ends_the_search(
+    scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = f"wrong_policy_{os.getpid()}"
+    (tmp_path / f"{module}.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Wrong:\n"
+        "    name = 'wrong'\n"
+        "    def allocate(self, view):\n"
+        "        return view.plan([view.global_batch - 1, 0])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    with pytest.raises(PlanError, match="31 samples, the global batch is 32"):
+        search(scenario, policies=[f"{module}:Wrong"], workers=0)
+    told = _answer(scenario, 1, f"{module}:Wrong", {})
+    assert isinstance(told, PlanError), "a worker hands the error to its parent"
 
 
 def _wait_until_ready(evaluator: Evaluator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def lanes() -> list[NamedLane]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_scenario(tiny_workload: Workload, lanes: list[NamedLane]) -> Scenario:
     """Tables as a calibration would give them, but written down: these tests are about the road, not the accuracy."""
     devices = [
@@ -95,11 +96,9 @@ def tiny_scenario(tiny_workload: Workload, lanes: list[NamedLane]) -> Scenario:
     )
 
 
-@pytest.fixture
-def tiny_folder(tmp_path: Path, lanes: list[NamedLane]) -> Path:
-    """A folder with a scenario file as a user writes it: lanes by hand, a transformers configuration, random tokens."""
-    (tmp_path / "tiny.json").write_text(json.dumps(CONFIG))
-    (tmp_path / "lanes.toml").write_text(tomli_w.dumps({"lanes": [lane.model_dump(mode="json") for lane in lanes]}))
+@pytest.fixture(scope="session")
+def write_tiny(lanes: list[NamedLane]) -> Callable[[Path], Path]:
+    """Fills a folder with what a user writes: a scenario, lanes by hand, a model configuration; random tokens."""
     scenario = {
         "name": "tiny",
         "cluster": {"lanes": "lanes.toml"},
@@ -108,5 +107,17 @@ def tiny_folder(tmp_path: Path, lanes: list[NamedLane]) -> Path:
         "calibration": {"launches": 2, "rounds": 1, "seconds_per_point": 0.02},
         "replay": {"launches": 2, "steps": 4, "rounds": 2, "warmup_steps": 1},
     }
-    (tmp_path / "tiny.toml").write_text(tomli_w.dumps(scenario))
-    return tmp_path
+
+    def write(folder: Path) -> Path:
+        (folder / "tiny.json").write_text(json.dumps(CONFIG))
+        (folder / "lanes.toml").write_text(tomli_w.dumps({"lanes": [lane.model_dump(mode="json") for lane in lanes]}))
+        (folder / "tiny.toml").write_text(tomli_w.dumps(scenario))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, write_tiny: Callable[[Path], Path]) -> Path:
+    """A fresh folder of :func:`write_tiny`."""
+    return write_tiny(tmp_path)
