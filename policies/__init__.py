@@ -12,7 +12,7 @@ from typing import Any
 from ..results.errors import InputError
 from ..sim.spec import parse_file, parse_value
 from ..sim.view import Policy
-from ._base import Choice, Parameter, Range, parameters, searchable
+from ._base import Choice, Parameter, Range, parameters, round_shares, searchable
 
 REGISTRY: dict[str, str] = {
     "uniform": "steelyard.policies.proportional:Uniform",
@@ -24,7 +24,19 @@ REGISTRY: dict[str, str] = {
 }
 """Name -> class. A new policy is one new file and one line here."""
 
-__all__ = ["REGISTRY", "Choice", "Range", "make_policy", "parameters", "policy_class", "policy_from_text", "searchable"]
+__all__ = [
+    "REGISTRY",
+    "Choice",
+    "Range",
+    "canonical",
+    "capacities",
+    "make_policy",
+    "parameters",
+    "policy_class",
+    "policy_from_text",
+    "round_shares",
+    "searchable",
+]
 
 
 def policy_class(name: str) -> type:
@@ -111,6 +123,8 @@ def _checked(parameter: Parameter, value: Any, path: str) -> Any:
     if isinstance(space, Range):
         if isinstance(value, bool) or not isinstance(value, int | float) or not space.low <= value <= space.high:
             raise InputError(path, f"is {value!r}", f"a number from {space.low:g} to {space.high:g}")
+        if parameter.type is int and not isinstance(value, int):
+            raise InputError(path, f"is {value!r}", f"a whole number from {space.low:g} to {space.high:g}")
         return float(value) if parameter.type is float else value
     if not isinstance(value, parameter.type):
         raise InputError(path, f"is {value!r}", f"takes {parameter.type.__name__}")

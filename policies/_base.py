@@ -138,9 +138,9 @@ def largest_remainder(total: int, shares: Sequence[float], limits: Sequence[int]
     left = total
     while left > 0:
         open_ = [i for i in range(len(shares)) if given[i] < limits[i]]
-        weights = {i: shares[i] for i in open_}
-        if sum(weights.values()) <= 0:
-            weights = dict.fromkeys(open_, 1.0)
+        largest = max(shares[i] for i in open_)
+        # Relative to the largest: neither very small nor very large shares leave the range of a float.
+        weights = {i: shares[i] / largest if largest > 0 else 1.0 for i in open_}
         scale = left / sum(weights.values())
         ideal = {i: weights[i] * scale for i in open_}
         floors = {i: min(int(ideal[i]), limits[i] - given[i]) for i in open_}

@@ -1,4 +1,4 @@
-"""The one exception that a user's own mistake raises, wherever it is found."""
+"""What the command line turns into one line: a user's own mistake, and a worker that was lost."""
 
 from __future__ import annotations
 
@@ -23,3 +23,7 @@ class InputError(ValueError):
         line = " ".join(line.split())
         # What the user's file held may be anything; the terminal gets printable characters only.
         return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+
+
+class WorkerFailedError(RuntimeError):
+    """A worker process died or hung: which, why, and the end of what it printed; exit code 1."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..results.errors import InputError
+from ..results.errors import InputError, WorkerFailedError
 
 app = typer.Typer(
     name="steelyard",
@@ -53,8 +53,6 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Do what the arguments say and return the exit code: 0, 1, 2, 3, 4 or 130."""
-    from .launch import WorkerFailedError
-
     try:
         code = app(args=arguments, standalone_mode=False)
     except InputError as error:

@@ -181,8 +181,9 @@ def measure_lanes(lanes: Sequence[NamedLane], probe: Probe | None = None) -> lis
         probe: measures lanes, one answer each; by default :func:`steelyard.runner.launch.probe_lanes`.
     """
     if probe is None:
-        from .launch import probe_lanes as probe
+        from .launch import probe_lanes
 
+        probe = probe_lanes
     probes = probe(lanes)
     full = max(each["training_rate"] for each in probes)
     offers = [_judge(lane, each, full) for lane, each in zip(lanes, probes, strict=True)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..results.errors import InputError
+from ..results.errors import InputError, WorkerFailedError
 from .devices import NamedLane, cap_environment, cpu_vendor
 
 START_TIMEOUT_S = 120.0
@@ -31,10 +31,6 @@ Task = dict[str, Any]
 
 Progress = Callable[[str, int], None]
 """Called with a lane's name and the number of tasks that it has done."""
-
-
-class WorkerFailedError(RuntimeError):
-    """A worker died or hung: which, why, and the end of what it printed."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,8 @@ def test_what_a_limit_cuts_off_goes_to_the_others_by_their_shares() -> None:
     assert largest_remainder(10, [1.0, 0.0], [4, 100]) == [4, 6]
     assert largest_remainder(7, [0.0, 0.0], [100, 100]) == [4, 3]
     assert largest_remainder(0, [1.0], [0]) == [0]
+    assert largest_remainder(3, [5e-324, 1e-323], [3, 3]) == [1, 2]
+    assert largest_remainder(4, [1.7e308, 1.7e308], [4, 4]) == [2, 2]
 
 
 @settings(max_examples=40)

@@ -13,9 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
+from steelyard.results.errors import WorkerFailedError
 from steelyard.runner.calibrate import job_of
 from steelyard.runner.devices import NamedLane
-from steelyard.runner.launch import WorkerFailedError, run_group, worker_environment
+from steelyard.runner.launch import run_group, worker_environment
 from steelyard.runner.replay import lanes_of
 from steelyard.sim.spec import Scenario
 
@@ -83,7 +84,8 @@ def driver(folder: Path, scenario: Scenario, *, seconds: float) -> subprocess.Po
         "import json, sys\n"
         "from pathlib import Path\n"
         "from steelyard.runner.devices import NamedLane\n"
-        "from steelyard.runner.launch import WorkerFailedError, run_group\n"
+        "from steelyard.results.errors import WorkerFailedError\n"
+        "from steelyard.runner.launch import run_group\n"
         "job, lanes, task, data = json.loads(sys.argv[1])\n"
         "try:\n"
         "    lanes = [NamedLane.model_validate(lane) for lane in lanes]\n"

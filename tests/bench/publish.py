@@ -1,0 +1,155 @@
+"""Write ``results/scoreboard/`` from a demo and the benchmarks of this host, and the figures of the README from that.
+
+``make publish`` runs it. With ``--readme`` it only renders the README again from the scoreboard that is there, which is
+what a test compares.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+SCOREBOARD = ROOT / "results" / "scoreboard"
+README = ROOT / "README.md"
+FIGURE = ROOT / "docs" / "figures" / "loop.png"
+
+
+def main() -> None:
+    """Measure and write, or with ``--readme`` only write."""
+    if "--readme" not in sys.argv:
+        publish()
+    README.write_text(rendered(README.read_text()))
+
+
+def publish() -> None:
+    """Run the benchmarks and the demo, and keep what they printed."""
+    SCOREBOARD.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        figures = Path(place) / "bench.json"
+        environment = {**os.environ, "STEELYARD_SCOREBOARD": str(figures)}
+        run(
+            [sys.executable, "-m", "pytest", "-m", "bench", "-q", "-s", "-p", "no:cacheprovider", "tests/bench"],
+            environment,
+        )
+        answer = run([str(Path(sys.executable).parent / "steelyard"), "demo", "--json"], dict(os.environ))
+        document = json.loads(answer)
+        _write("bench.json", json.loads(figures.read_text()))
+    _write("demo.json", condensed(document))
+    _write_figure(ROOT / Path(document["report"]).parent / "figures")
+
+
+def run(command: list[str], environment: dict[str, str]) -> str:
+    """Standard output of a command that must succeed; its other output is shown."""
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout
+
+
+def condensed(document: dict[str, Any]) -> dict[str, Any]:
+    """The demo's document without paths, with the host it was made on."""
+    from steelyard.runner.devices import fingerprint
+
+    kept = {key: value for key, value in document.items() if key not in ("report", "folder", "notes")}
+    return {**kept, "date": datetime.now(UTC).date().isoformat(), "host": fingerprint(), "notes": document["notes"]}
+
+
+def rendered(text: str) -> str:
+    """The README with each marked section made anew from the scoreboard."""
+    demo = json.loads((SCOREBOARD / "demo.json").read_text())
+    bench = json.loads((SCOREBOARD / "bench.json").read_text())
+    for name, lines in (
+        ("demo", demo_lines(demo)),
+        ("bench", bench_lines(bench)),
+        ("validated", validated_lines(demo)),
+    ):
+        body = "\n".join(lines)
+        text = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.S
+        )
+    return text
+
+
+def demo_lines(demo: dict[str, Any]) -> list[str]:
+    """The table of plans, and the verdict over them."""
+    lines = [
+        "| policy | samples | predicted ms (80 % of launches) | measured ms (80 %) | error |",
+        "|---|---|---|---|---|",
+    ]
+    for plan in demo["plans"]:
+        predicted, measured = plan["predicted"], plan["measured"]
+        name = f"{plan['policy']}, again (A/A)" if plan["twin_of"] else plan["policy"]
+        lines.append(
+            f"| {name} | {'+'.join(str(each) for each in plan['plan'].values())} | {_ms(predicted['p50_s'], predicted['interval_s'])} "
+            f"| {_ms(measured['median_s'], measured['interval_s'])} | {plan['error_percent']:+.1f} % |"
+        )
+    tau = "-" if demo["kendall_tau"] is None else f"{demo['kendall_tau']:.2f}"
+    judged = "" if demo["coverage_judged"] else f", not judged: {demo['coverage_count']} observations"
+    lines += [
+        "",
+        f"Mean absolute error {demo['mape_percent']:.1f} %, worst {demo['worst_error_percent']:.1f} %, "
+        f"rank agreement τ {tau} ({demo['kendall_pairs']} of {demo['kendall_pairs_total']} pairs), "
+        f"regret {demo['regret_percent']:.1f} %, coverage {demo['coverage_percent']:.0f} %{judged}, "
+        f"noise floor {demo['noise_floor_percent']:.1f} %, speed-up over uniform {demo['speedup_over_uniform']:.2f}; "
+        f"{demo['search_trials']} trials at {demo['search_trials_per_s']:.0f} per second. "
+        + ("**The host was busy.**" if demo["busy"] else "The host was quiet."),
+    ]
+    if demo["mape_drift_adjusted_percent"] is not None:
+        lines[-1] += (
+            f" After the lanes' drift since calibration the error is {demo['mape_drift_adjusted_percent']:.1f} %."
+        )
+    return lines
+
+
+def validated_lines(demo: dict[str, Any]) -> list[str]:
+    """Where and when the demo's figures were measured."""
+    host = demo["host"]
+    return [
+        f"- `profiled` predictions on CPU lanes: mean absolute error {demo['mape_percent']:.1f} %, worst "
+        f"{demo['worst_error_percent']:.1f} %, on {demo['date']}, {host['cores']} cores of {host['cpu']}, "
+        f"{host['system']}, Python {host['python']}, torch {host['torch']}, transformers {host['transformers']}"
+        + (", on a busy host." if demo["busy"] else ".")
+    ]
+
+
+def bench_lines(bench: dict[str, Any]) -> list[str]:
+    """One row per benchmark."""
+    rows = [
+        f"| {name} | {entry['value']:.2f} | {entry['aim']} | {entry['what']} |" for name, entry in sorted(bench.items())
+    ]
+    return ["| benchmark | ratio | aim | what it compares, in one run |", "|---|---|---|---|", *rows]
+
+
+def _ms(middle: float, interval: list[float]) -> str:
+    return f"{1e3 * middle:.1f} ({1e3 * interval[0]:.1f}-{1e3 * interval[1]:.1f})"
+
+
+def _write(name: str, document: dict[str, Any]) -> None:
+    (SCOREBOARD / name).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def _write_figure(figures: Path) -> None:
+    """Scatter and the timelines of the simulator's pick, one above the other, as one picture."""
+    from PIL import Image
+
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    parts = [Image.open(figures / name).convert("RGB") for name in ("scatter.png", "timeline-pick.png")]
+    width = max(part.width for part in parts)
+    parts = [part.resize((width, round(part.height * width / part.width))) for part in parts]
+    whole = Image.new("RGB", (width, sum(part.height for part in parts)), "white")
+    top = 0
+    for part in parts:
+        whole.paste(part, (0, top))
+        top += part.height
+    whole.save(FIGURE, optimize=True)
+    shutil.copy(figures / "throughput.png", FIGURE.with_name("throughput.png"))
+
+
+if __name__ == "__main__":
+    main()
