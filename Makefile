@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := runner,demo,testing,dev
+EXTRAS := runner,demo,cluster,testing,dev
 
 .PHONY: help venv demo test slow lint types check bench publish exhaust clean
 

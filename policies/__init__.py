@@ -12,7 +12,7 @@ from typing import Any
 from ..results.errors import InputError
 from ..sim.spec import parse_file, parse_value
 from ..sim.view import Policy
-from ._base import Choice, Parameter, Range, parameters, round_shares, searchable
+from ._base import Choice, Parameter, Range, canonical, capacities, parameters, round_shares, searchable
 
 REGISTRY: dict[str, str] = {
     "uniform": "steelyard.policies.proportional:Uniform",

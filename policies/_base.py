@@ -55,7 +55,9 @@ class Parameter:
 
 
 def parameters(policy: type) -> tuple[Parameter, ...]:
-    """The hyper-parameters of a policy class, in the order of its fields."""
+    """The hyper-parameters of a policy class, in the order of its fields; none where it is no dataclass."""
+    if not dataclasses.is_dataclass(policy):
+        return ()
     hints = typing.get_type_hints(policy, include_extras=True)
     result = []
     for field in dataclasses.fields(policy):

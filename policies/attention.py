@@ -19,7 +19,7 @@ Weight = Annotated[float, Range(-2, 2)]
 
 @dataclass(frozen=True, kw_only=True)
 class Attention:
-    """Softmax over device keys: shares = softmax(q . k / temperature), keys the logarithms of the devices' figures.
+    """Softmax over device keys: shares = softmax(q @ k / temperature), keys the logarithms of the devices' figures.
 
     With logarithms, units cancel (a constant factor on all devices shifts every score alike), and one key alone with
     weight w is exactly proportional to figure ** (w / temperature). The weights are the work's query.

@@ -10,21 +10,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import Field
-
 from ..results.errors import InputError
 from ..results.record import digest
 from ..results.store import write_text
 from ..sim.device import Cluster, CollectivePoint, CollectiveTable, Device, Lane, Link, Node, Profile, ProfilePoint
 from ..sim.noise import stream
 from ..sim.spec import Calibrating, Training, expand, inside, parse_file, shipped_names, validate
-from ..sim.workload import Name, NonNegative, Positive, Spec, Workload
+from ..sim.workload import Name, NonNegative, Spec, Workload
 from .data import training_data
 from .devices import LaneFile, NamedLane, Offer, default_lanes, fingerprint
 from .launch import LaunchResult, Task, require_torch, run_group
+from .worker import disturbed
 
 START_S = 8.0
 """What a group of workers takes to start, for the estimate of the time needed."""
+LEAST_QUIET = 2
+"""Undisturbed steps of a size in a launch that are enough to leave the disturbed ones out."""
 PROBE_REPEATS = 40
 MAX_RESIDUALS = 101
 """Residuals are kept as so many quantiles: the same distribution in a file that stays small."""
@@ -47,8 +48,6 @@ class Calibration:
     reused: bool
     contended_percent: float
     """Share of the compute segments that something else on the host disturbed."""
-    probes: dict[str, float]
-    """Median seconds of the speed probe per lane: what a replay compares the host's speed with."""
 
 
 class CalibrationFile(Spec):
@@ -58,7 +57,6 @@ class CalibrationFile(Spec):
     workload: Name
     created_utc: str = ""
     contended_percent: NonNegative = 0.0
-    probe_s: dict[str, Positive] = Field(default_factory=dict)
     cluster: Cluster
 
 
@@ -87,6 +85,9 @@ def calibrate(
         InputError: torch missing, bad lanes, or the table at hand is of another machine.
         WorkerFailedError: a lane died while it was measured.
     """
+    cluster = document.get("cluster")
+    if not isinstance(cluster, dict) or "lanes" not in cluster:
+        raise InputError("cluster.lanes", "is missing: there is nothing to measure", 'use [cluster] lanes = "auto"')
     workload = workload_of(document, folder)
     path = calibration_path(document, folder, runs, workload)
     if path.is_file() and not again:
@@ -96,13 +97,13 @@ def calibrate(
         report(f"reusing {path}: measured on this machine before")
         return found
     require_torch()
+    training = validate(Training, document.get("training", {}), "training", prefix="training.")
+    effort = validate(Calibrating, document.get("calibration", {}), "calibration", prefix="calibration.")
     lane_file = _lane_file(document, folder)
     report("looking for lanes: each one's instruction sets are verified and measured")
     lanes, offers = default_lanes(lane_file)
     for offer in offers:
         report(f"  {offer.lane.name}: {offer.reason}")
-    training = validate(Training, document.get("training", {}), "training")
-    effort = validate(Calibrating, document.get("calibration", {}), "calibration")
     return measure(workload, training, effort, path, lanes=lanes, offers=offers, report=report, tick=tick)
 
 
@@ -143,7 +144,6 @@ def measure(
         path=path,
         reused=False,
         contended_percent=_contended(results),
-        probes={lane.name: median(_probes(results, rank)) for rank, lane in enumerate(lanes)},
     )
     write_calibration(calibration)
     return calibration
@@ -176,6 +176,7 @@ def build_cluster(
                 memory_bandwidth_gb_per_s=offer.copy_bytes_per_s / 1e9,
                 source={"peak_tflops": "measured", "memory_bandwidth_gb_per_s": "measured", "memory_gib": "measured"},
                 lane=unnamed(lane),
+                probe_s=median(_probes(results, rank)),
                 profile=build_profile(workload, results, rank),
             )
         )
@@ -264,7 +265,6 @@ def write_calibration(calibration: Calibration) -> None:
         "workload": calibration.workload,
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "contended_percent": calibration.contended_percent,
-        "probe_s": calibration.probes,
         "cluster": calibration.cluster.model_dump(mode="json", exclude_none=True),
     }
     write_text(calibration.path, tomli_w.dumps(document))
@@ -286,7 +286,6 @@ def read_calibration(path: Path) -> Calibration:
         path=path,
         reused=True,
         contended_percent=found.contended_percent,
-        probes=found.probe_s,
     )
 
 
@@ -381,7 +380,7 @@ def with_model(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
 def workload_of(document: dict[str, Any], folder: Path | None) -> Workload:
     """The workload of a raw scenario document."""
     part = with_model({"workload": document.get("workload")}, folder)
-    return validate(Workload, expand(part, folder).get("workload"), "workload")
+    return validate(Workload, expand(part, folder).get("workload"), "workload", prefix="workload.")
 
 
 def job_of(workload: Workload, training: Training, cache: Path, *, seed: int) -> tuple[dict[str, Any], Path]:
@@ -438,16 +437,22 @@ def collective_sizes(workload: Workload) -> list[int]:
 
 
 def _by_size(launch: LaunchResult, rank: int) -> dict[int, list[tuple[float, float]]]:
-    """Forward and backward seconds of every step of a rank, by micro-batch size."""
+    """Forward and backward seconds of every step of a rank that counts, by micro-batch size."""
     found: dict[int, list[tuple[float, float]]] = {}
     for task, answer in launch.of("profile", rank):
-        steps = [(_spent(step, "forward"), _spent(step, "backward")) for step in answer["steps"]]
+        steps = [(_spent(step, "forward"), _spent(step, "backward")) for step in _quiet(answer["steps"])]
         found.setdefault(task["micro_batch"], []).extend(steps)
     return found
 
 
+def _quiet(steps: Sequence[Sequence[Sequence[Any]]]) -> Sequence[Sequence[Sequence[Any]]]:
+    """The steps that nothing disturbed, where they are enough to go by; else all, and the calibration says how many."""
+    kept = [step for step in steps if not any(disturbed(segment) for segment in step)]
+    return kept if len(kept) >= LEAST_QUIET else steps
+
+
 def _optimizer_s(launch: LaunchResult, rank: int) -> list[float]:
-    return [_spent(step, "optimizer") for _, answer in launch.of("profile", rank) for step in answer["steps"]]
+    return [_spent(step, "optimizer") for _, answer in launch.of("profile", rank) for step in _quiet(answer["steps"])]
 
 
 def _spent(step: Sequence[Sequence[Any]], kind: str) -> float:

@@ -67,6 +67,8 @@ def run(arguments: list[str]) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # the parser's own complaints
             return _fail(error.format_message(), BAD_INPUT)
         raise
+    if code == INTERRUPTED:  # typer makes Ctrl-C a code; replay returns it with what it completed
+        return _fail("interrupted; what was complete is kept", INTERRUPTED)
     return int(code or DONE)
 
 
@@ -278,7 +280,7 @@ def search(
     from .show import progress
 
     loaded, _ = _load(scenario, settings, runs, force)
-    place = storage or str(runs / "studies" / f"{loaded.name}.journal")
+    place = storage or str(runs / "studies" / _study_file(loaded, seed))
     with progress(_console(), "searching") as tick:
         result = find(
             loaded,
@@ -320,17 +322,11 @@ def replay(
     runs: RunsFolder = RUNS,
 ) -> int:
     """Run the plans of policies on this host's lanes, measured against predictions written before."""
-    from .calibrate import read_calibration
     from .replay import replay as measure
     from .show import progress
 
+    budget_s, policies = _seconds(budget), _policies(policy)
     loaded, notes = _load(scenario, settings, runs, force)
-    policies = _policies(policy)
-    document, folder = _document(scenario, settings)
-    from .calibrate import calibration_path, workload_of
-
-    path = calibration_path(document, folder, runs, workload_of(document, folder))
-    probes = read_calibration(path).probes if path.is_file() else {}
     console = _console()
     with progress(console, "measuring") as tick:
         study = measure(
@@ -338,8 +334,7 @@ def replay(
             policies,
             runs,
             seed=seed,
-            probes=probes,
-            budget_s=_seconds(budget),
+            budget_s=budget_s,
             notes=notes,
             report=console.print,
             tick=tick,
@@ -569,6 +564,14 @@ def _read(folders: list[Path]) -> list[Any]:
     from ..results.store import find_runs, read_run
 
     return [read_run(folder) for folder in find_runs(folders)]
+
+
+def _study_file(scenario: Any, seed: int | None) -> str:
+    """The journal of a search: another scenario or seed is another search."""
+    from ..results.record import digest
+    from .replay import slug
+
+    return f"{slug(scenario.name)}-{digest([scenario.model_dump(mode='json'), seed])[:12]}.journal"
 
 
 def _names(policy: list[str]) -> list[str]:

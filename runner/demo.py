@@ -60,7 +60,7 @@ def demo(
     for setting in settings:
         apply_setting(document, setting)
     with bar("calibrating") as tick:
-        calibration = calibrate(document, folder, runs, again=True, report=report, tick=tick)
+        calibrate(document, folder, runs, again=True, report=report, tick=tick)
     scenario = load_scenario(SCENARIO, settings, resolver(runs))
     report(f"searching {trials} trials over {len(REGISTRY)} policies in simulation")
     with bar("searching") as tick:
@@ -72,7 +72,6 @@ def demo(
             policies,
             runs,
             seed=seed,
-            probes=calibration.probes,
             budget_s=budget_s,
             report=report,
             tick=tick,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -80,7 +81,6 @@ def replay(
     runs: Path,
     *,
     seed: int | None = None,
-    probes: dict[str, float] | None = None,
     budget_s: float | None = None,
     notes: Sequence[str] = (),
     report: Report = lambda line: None,
@@ -96,7 +96,6 @@ def replay(
         policies: baselines and winners; plans that are equal are measured once.
         runs: the folder of runs; the study becomes a folder in it.
         seed: of the predictions' noise and of the order of the rounds.
-        probes: speed probes at calibration, to report how far the host has drifted since.
         budget_s: cuts steps, never launches.
         notes: recorded with each run.
         report: gets lines for people.
@@ -119,7 +118,7 @@ def replay(
     steps = steps_within(scenario, entries, budget_s)
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
     launches: list[LaunchResult] = []
-    interrupted = False
+    interrupted, failed = False, None
     total = scenario.replay.launches * len(_tasks(scenario, entries, steps=steps, seed=seed, launch=0))
     try:
         for number in range(scenario.replay.launches):
@@ -137,12 +136,19 @@ def replay(
             raise
         interrupted = True
         all_notes.append(f"interrupted after {len(launches)} of {scenario.replay.launches} launches")
+    except WorkerFailedError as error:
+        if not launches:
+            raise
+        failed = error
+        all_notes.append(f"stopped after {len(launches)} of {scenario.replay.launches} launches: {error}")
     measured = [
-        measured_run(scenario, entry, index, launches, seed=seed, sealed=sealed, probes=probes or {}, notes=all_notes)
+        measured_run(scenario, entry, index, launches, seed=seed, sealed=sealed, notes=all_notes)
         for index, entry in enumerate(entries)
     ]
     for number, run in enumerate(measured):
         write_run(run, folder / f"{number:02d}-{slug(run.manifest.label)}-measured")
+    if failed is not None:
+        raise failed  # what was complete is on disk
     predicted = [entry.prediction for entry in entries if entry.prediction is not None and entry.twin_of is None]
     return Study(folder, predicted, measured, interrupted)
 
@@ -171,10 +177,17 @@ def distinct_entries(scenario: Scenario, policies: Sequence[Policy]) -> tuple[li
         plan.check(scenario)
         plan.require_data_parallel()
         record = describe(policy)
-        first = entries.setdefault(plan.sha256, Entry(record.label(), record, plan))
+        label = _unused(record.label(), {entry.label for entry in entries.values()})
+        first = entries.setdefault(plan.sha256, Entry(label, record, plan))
         if first.record != record:
             notes.append(f"{record.label()} makes the same plan as {first.label}: measured once")
     return list(entries.values()), notes
+
+
+def _unused(label: str, used: set[str]) -> str:
+    """The label, numbered where another plan has it: parameters that differ may look alike when rounded."""
+    numbered = (f"{label} #{number}" for number in itertools.count(2))
+    return label if label not in used else next(each for each in numbered if each not in used)
 
 
 def hold_out(scenario: Scenario, entries: Sequence[Entry]) -> Scenario:
@@ -259,7 +272,6 @@ def measured_run(
     *,
     seed: int,
     sealed: str,
-    probes: dict[str, float],
     notes: Sequence[str],
 ) -> Run:
     """Assemble one plan's run from what the workers of all launches measured of the ``index``-th entry."""
@@ -297,17 +309,12 @@ def measured_run(
         predicted_run_id=entry.prediction.manifest.run_id,
         twin_of=entry.twin_of,
         notes=list(notes),
-        provenance={**provenance(scenario), "contention": contention(launches, index, names, probes)},
+        provenance={**provenance(scenario), "contention": contention(scenario, launches, index)},
     )
     return Run(manifest=manifest, plan=entry.plan.document(), summary=summary, events=events)
 
 
-def contention(
-    launches: Sequence[LaunchResult],
-    index: int,
-    names: Sequence[str],
-    probes: dict[str, float],
-) -> dict[str, Any]:
+def contention(scenario: Scenario, launches: Sequence[LaunchResult], index: int) -> dict[str, Any]:
     """How disturbed the measurement was: segments that took longer than their processor time, and the host's drift.
 
     The drift compares a fixed piece of work, done between the rounds, with the same at calibration. It sees what
@@ -316,16 +323,16 @@ def contention(
     blocks = [
         answer
         for launch in launches
-        for rank in range(len(names))
+        for rank in range(len(scenario.cluster.devices))
         for task, answer in launch.of("block", rank)
         if task["index"] == index and answer["steps"]
     ]
     contended = 100 * sum(block["contended"] for block in blocks) / len(blocks)
     drift = {}
-    for rank, name in enumerate(names):
+    for rank, device in enumerate(scenario.cluster.devices):
         seen = [answer["median_s"] for launch in launches for _, answer in launch.of("probe", rank)]
-        if name in probes and seen:
-            drift[name] = 100 * (quantiles(seen).p50 / probes[name] - 1)
+        if device.probe_s is not None and seen:
+            drift[device.name] = 100 * (quantiles(seen).p50 / device.probe_s - 1)
     reasons = []
     if contended > BUSY_PERCENT:
         reasons.append(f"{contended:.0f} % of the compute segments were disturbed")

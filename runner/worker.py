@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -339,7 +339,7 @@ def undisturbed(member: Member, once: Callable[[], dict[str, Any]]) -> dict[str,
 
 
 def contended_share(member: Member, steps: list[list[Segment]]) -> float:
-    """Share of the compute segments whose wall time exceeds their processor time by more than 5 %.
+    """Share of the compute segments that something else on the host disturbed.
 
     Only compute: a member that waits in a collective sleeps. On a GPU, or with several threads, the process's time says
     nothing about a segment: 0.
@@ -347,8 +347,13 @@ def contended_share(member: Member, steps: list[list[Segment]]) -> float:
     if member.device.type != "cpu" or member.lane["threads"] > 1:
         return 0.0
     compute = [each for step in steps for each in step if each[0] != "communication"]
-    disturbed = [each for each in compute if each[3] - each[2] > WALL_OVER_CPU * each[4] + CLOCK_S]
-    return len(disturbed) / len(compute) if compute else 0.0
+    return sum(map(disturbed, compute)) / len(compute) if compute else 0.0
+
+
+def disturbed(segment: Sequence[Any]) -> bool:
+    """Whether a compute segment took over 5 % longer than its processor time."""
+    _, _, start, end, cpu = segment
+    return bool(end - start > WALL_OVER_CPU * cpu + CLOCK_S)
 
 
 def group_max(member: Member, value: float) -> float:

@@ -52,7 +52,6 @@ def calibration(tiny_scenario: Scenario, tmp_path: Path) -> Calibration:
         path=tmp_path / "calibrations" / "tables.toml",
         reused=False,
         contended_percent=1.25,
-        probes={"full": 1.5e-3, "sse": 4e-3},
     )
 
 
@@ -401,7 +400,7 @@ def test_calibrating_real_lanes_gives_tables_that_are_reused(tiny_folder: Path, 
         assert [point.micro_batch for point in device.profile.points] == calibration_sizes(workload)
         assert len(device.profile.launch_residuals) == 2
         assert cost.device_cost(device, workload).fidelity == "profiled"
-    assert set(made.probes) == {"full", "sse"}
+    assert all(device.probe_s for device in made.cluster.devices)
     assert [point.bytes for point in made.cluster.collectives[0].points] == collective_sizes(workload)
     again = calibrate(document, folder, tmp_path / "runs", report=said.append)
     assert again == replace(made, reused=True)

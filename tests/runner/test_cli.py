@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
-import tomli_w
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from steelyard.policies import REGISTRY, make_policy
@@ -290,14 +289,15 @@ def test_init_with_a_model_writes_both_or_neither(tmp_path: Path, call: Call) ->
         (["simulate", SHIPPED, "--set", "cluster.nodes.7.name=x"], "--set"),
         (["simulate", SHIPPED, "--set", "cluster.nodes.0.devices.0.memory_gib=nan"], "memory_gib"),
         (["simulate", SHIPPED, "--set", "cluster.nodes.0.devices.0.memory_gib=-1"], "memory_gib"),
-        (["simulate", SHIPPED, "--set", "workload.global_batch=1", "-p", "uniform"], "batch"),
         (["simulate", SHIPPED, "--set", "workload.model=../model.json"], "workload.model"),
         (["simulate", "demo"], "steelyard calibrate"),
         (["train", "demo"], "steelyard calibrate"),
         (["replay", SHIPPED], "lane"),
         (["replay", "demo", "--budget", "soon"], "--budget"),
         (["replay", "demo", "--budget", "-5s"], "--budget"),
-        (["calibrate", SHIPPED], "lanes"),
+        (["calibrate", SHIPPED], "cluster.lanes"),
+        (["calibrate", "demo", "--set", "calibration.launches=0"], "calibration.launches"),
+        (["calibrate", "demo", "--set", "workload.global_batch=-3"], "workload.global_batch"),
         (["devices", "--lanes", "absent.toml"], "absent.toml"),
         (["search", SHIPPED, "--trials", "0"], "trials"),
         (["search", SHIPPED, "--sampler", "magic"], "sampler"),
@@ -329,8 +329,10 @@ def test_a_file_of_100_mb_is_refused_before_it_is_read(tmp_path: Path, call: Cal
         ["simulate", SHIPPED, "-p", "huge.toml"],
         ["devices", "--lanes", "huge.toml"],
     ):
-        assert "100 MB" not in refused(call(*words)) or "huge.toml" in refused(call(*words))
-        assert "MB" in refused(call(*words))
+        line = refused(call(*words))
+        assert "huge.toml" in line
+        assert "100 MB" in line
+    assert [file.name for file in tmp_path.iterdir()] == ["huge.toml"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -343,7 +345,7 @@ def test_a_file_of_100_mb_is_refused_before_it_is_read(tmp_path: Path, call: Cal
 def test_junk_in_a_scenario_file_is_one_line(tmp_path: Path, junk: str | bytes) -> None:
     file = tmp_path / "junk.toml"
     file.write_bytes(junk if isinstance(junk, bytes) else junk.encode("utf-8", "surrogatepass"))
-    assert "junk.toml" in refused(invoke("check", "junk.toml")) or isinstance(junk, str)
+    refused(invoke("check", "junk.toml"))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -384,13 +386,6 @@ def test_a_corrupt_run_folder_is_refused(name: str, harm: str, simulated: Path, 
     assert content(tmp_path) == before
 
 
-def test_a_policy_that_answers_nonsense_is_named(tmp_path: Path, call: Call) -> None:
-    (tmp_path / "nonsense_policy.py").write_text("class Half:\n    def allocate(self, view):\n        return 3\n")
-    answer = call("simulate", SHIPPED, "-p", "nonsense_policy:Half")
-    assert answer.code == 2, answer
-    assert "Half" in refused(answer)
-
-
 # ---- a policy of the user's own, and Ctrl-C ----
 
 
@@ -407,7 +402,7 @@ def test_a_policy_beside_the_command_needs_no_change_here(tmp_path: Path, call: 
     )
     (own,) = call("simulate", SHIPPED, "-p", "own_policy:OnlyFirst", *QUICK, "--json").document()["runs"]
     assert own["label"] == "own_policy:OnlyFirst"
-    assert Plan.parse(own["plan"]).split() == {"new/a100": 256} or len(Plan.parse(own["plan"]).split()) == 1
+    assert Plan.parse(own["plan"]).split() == {"a100": 256}
 
 
 def test_ctrl_c_ends_with_130_and_keeps_what_is_complete(tmp_path: Path, call: Call) -> None:
@@ -426,24 +421,37 @@ def test_ctrl_c_ends_with_130_and_keeps_what_is_complete(tmp_path: Path, call: C
     assert read_run(kept).manifest.label == "uniform"
 
 
+def when_written(folder: Path, process: subprocess.Popen[str]) -> Path:
+    """The journal in a folder, once it holds some trials."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        journal = next(folder.glob("*.journal"), None)
+        if journal is not None and journal.stat().st_size > 20_000:
+            return journal
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(process.communicate(timeout=30))
+
+
 def test_interrupted_search_leaves_no_process_and_resumes(tmp_path: Path) -> None:
     """The real command, the real signal; the same command again ends as if nothing had been."""
     words = [sys.executable, "-m", "steelyard.runner.cli", "search", SHIPPED, "--trials", "100000", "--workers", "1"]
     process = subprocess.Popen([*words, *QUICK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    journal = tmp_path / "runs" / "studies" / f"{SHIPPED}.journal"
-    end = time.monotonic() + 60
-    while not (journal.is_file() and journal.stat().st_size > 20_000) and time.monotonic() < end:
-        time.sleep(0.05)
+    journal = when_written(tmp_path / "runs" / "studies", process)
+    own = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
+    _, children = psutil.wait_procs(own, timeout=10)
     assert process.returncode == 130, err
+    assert not children
     assert "Traceback" not in err
     assert not (tmp_path / "best.toml").exists()
-    lines = journal.read_bytes()
-    assert lines.endswith(b"\n")
-    answer = invoke("search", SHIPPED, "--trials", "16", "--workers", "0", *QUICK, "--json")
+    done = journal.stat().st_size
+    answer = invoke("search", SHIPPED, "--trials", "48", "--workers", "0", *QUICK, "--json")
     assert answer.code == 0
-    assert answer.document()["search_trials"] >= 16
+    assert answer.document()["search_trials"] >= 48
+    assert list(journal.parent.glob("*.journal")) == [journal]
+    assert journal.stat().st_size >= done
 
 
 # ---- what is imported ----
@@ -495,11 +503,11 @@ def test_without_torch_the_simulator_works_and_lanes_say_what_to_install(tmp_pat
         "import sys, importlib.util as util\n"
         "class Hide:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'transformers'):\n"
+        "        if name.split('.')[0] in hidden:\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Hide())\n"
-        "real = util.find_spec\n"
-        "util.find_spec = lambda name, package=None: None if name in ('torch', 'transformers') else real(name, package)\n"
+        "real, hidden = util.find_spec, ('torch', 'transformers')\n"
+        "util.find_spec = lambda name, package=None: None if name in hidden else real(name, package)\n"
         "from steelyard.runner.cli import run\n"
         "sys.exit(run(sys.argv[1:]))\n"
     )
