@@ -99,10 +99,11 @@ def round_shares(view: View, shares: Sequence[float]) -> Plan:
 
     Args:
         view: gives the batch and the capacities.
-        shares: a non-negative weight per device, in the view's order; they need not sum to 1.
+        shares: a non-negative weight per device, in the view's order; they need not sum to 1. What those with a share
+            cannot hold is dealt equally among the rest.
 
     Raises:
-        Infeasible: the batch is larger than all capacities together, or no device with a share has room.
+        Infeasible: the batch is larger than all capacities together.
     """
     capacities(view)
     ordered = canonical(view)  # places decide ties: they must not be the caller's

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ..results.errors import InputError
+from ..results.errors import InputError, WorkerFailedError
 from ..sim.plan import PlanError
 from ..sim.spec import Scenario
 from . import make_policy
@@ -24,6 +24,8 @@ START_S = 1.0
 
 AHEAD = 2
 """Trials in the hands of one worker: one that runs, and one so that it need not wait for us."""
+
+ENDED = "a worker of the search ended; was it killed, or is memory short?"
 
 Outcome = tuple[float | None, str]
 """Value of a trial; or None, and the reason why there is none."""
@@ -92,7 +94,7 @@ class Evaluator:
 
         Raises:
             PlanError: see :func:`evaluate`; the same for whatever else an evaluation raised.
-            RuntimeError: a worker was killed.
+            WorkerFailedError: a worker was killed.
         """
         while len(self._outcomes) < len(self._batch):
             if self._waiting:
@@ -118,14 +120,17 @@ class Evaluator:
                 self._receive(worker)
             while self._waiting and worker.ready and len(worker.holds) < AHEAD:
                 place = self._waiting.popleft()
-                worker.pipe.send(self._batch[place])
+                try:
+                    worker.pipe.send(self._batch[place])
+                except OSError as error:
+                    raise WorkerFailedError(ENDED) from error
                 worker.holds.append(place)
 
     def _receive(self, worker: Worker) -> None:
         try:
             message = worker.pipe.recv()
-        except EOFError as error:
-            raise RuntimeError("a worker of the search ended; was it killed, or is memory short?") from error
+        except (EOFError, OSError) as error:  # OSError: it left a trial unread
+            raise WorkerFailedError(ENDED) from error
         if isinstance(message, BaseException):
             raise message
         if worker.ready:

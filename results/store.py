@@ -30,8 +30,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
     A folder that stands at ``target`` already is replaced by rename: a reader never sees a part of it.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    with _room_for(target):
+        place = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield place
         place.chmod(0o755)  # mkdtemp's 0700 would hide the run from everybody else
@@ -48,8 +48,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with _room_for(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -59,6 +59,20 @@ def write_text(path: Path, text: str) -> None:
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is to be written; where there can be none, or nothing in it, say so.
+
+    Raises:
+        InputError: the place cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(str(path), f"cannot be written: {error.strerror}", "choose another folder") from error
 
 
 def to_json(value: object) -> str:

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..results.errors import InputError
+from ..results.errors import InputError, WorkerFailedError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval
 from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
@@ -103,7 +103,7 @@ def replay(
 
     Raises:
         InputError: the cluster is not of lanes, or too few calibrated sizes are left.
-        WorkerFailedError: a lane died or hung in the first launch (later: what is complete is kept).
+        WorkerFailedError: a lane died or hung; launches that were complete before are measured and kept.
     """
     require_torch()
     seed = scenario.seed if seed is None else seed
@@ -118,7 +118,8 @@ def replay(
     steps = steps_within(scenario, entries, budget_s)
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
     launches: list[LaunchResult] = []
-    interrupted, failed = False, None
+    interrupted = False
+    failed: WorkerFailedError | None = None
     total = scenario.replay.launches * len(_tasks(scenario, entries, steps=steps, seed=seed, launch=0))
     try:
         for number in range(scenario.replay.launches):

@@ -15,7 +15,7 @@ from functools import lru_cache
 from ..results.errors import InputError
 from ..results.record import Fidelity
 from .device import Cluster, CollectivePoint, CollectiveTable, Device, EfficiencyStep, Link, Profile, ProfilePoint
-from .workload import OPTIMIZER_STATES, Layer, Operator, Workload, at
+from .workload import OPTIMIZER_STATES, Operator, Workload, at
 
 MODEL_VERSION = "1"
 """Version of the cost model and the engine; part of a simulated run's identity. Raise it when predictions change."""
@@ -312,9 +312,3 @@ def without_sizes(profile: Profile, sizes: Iterable[int]) -> Profile:
         problem = f"has {len(kept)} points beside the held-out micro-batches {sorted(held_out)}, a line takes 2"
         raise InputError("profile.points", problem, "calibrate at more sizes")
     return profile.model_copy(update={"points": kept})
-
-
-def forward_backward_flops(layers: Iterable[Layer], tokens: int) -> tuple[float, float]:
-    """FLOPs forward and backward of some layers for one sample of ``tokens`` tokens."""
-    chosen = list(layers)
-    return sum(each.forward_flops(tokens) for each in chosen), sum(each.backward_flops(tokens) for each in chosen)

@@ -195,10 +195,6 @@ class Cluster(Spec):
         """All devices, node by node."""
         return tuple(device for node in self.nodes for device in node.devices)
 
-    def node_of(self, device: str) -> Node:
-        """The machine that holds a device."""
-        return next(node for node in self.nodes if any(each.name == device for each in node.devices))
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         names = Counter(device.name for device in self.devices)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from steelyard.runner.cli import run
 from steelyard.runner.devices import NamedLane, available_cpus
 from steelyard.sim.device import (
     Cluster,
@@ -121,3 +122,12 @@ def write_tiny(lanes: list[NamedLane]) -> Callable[[Path], Path]:
 def tiny_folder(tmp_path: Path, write_tiny: Callable[[Path], Path]) -> Path:
     """A fresh folder of :func:`write_tiny`."""
     return write_tiny(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def calibrated(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[[Path], Path]) -> Path:
+    """A folder of :func:`write_tiny` whose lanes were measured for real: tables in its ``runs``. Not to be changed."""
+    folder = write_tiny(tmp_path_factory.mktemp("calibrated"))
+    code = run(["calibrate", str(folder / "tiny.toml"), "--runs", str(folder / "runs")])
+    assert code == 0
+    return folder

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -320,6 +321,22 @@ def test_a_mistake_is_one_line_that_names_it(words: list[str], named: str, tmp_p
     assert content(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["simulate", SHIPPED, "-p", "uniform", "--runs", "taken"],
+        ["simulate", SHIPPED, "-p", "uniform", "--runs", "taken/runs"],
+        ["search", SHIPPED, "--trials", "8", "--runs", "taken", *QUICK],
+        ["search", SHIPPED, "--trials", "8", "-o", "taken/best.toml", "--storage", "sqlite://", *QUICK],
+        ["init", "taken/x.toml"],
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named(words: list[str], tmp_path: Path, call: Call) -> None:
+    (tmp_path / "taken").write_text("a file, and no folder")
+    assert "taken" in refused(call(*words))
+    assert content(tmp_path) == {"taken": b"a file, and no folder"}
+
+
 def test_a_file_of_100_mb_is_refused_before_it_is_read(tmp_path: Path, call: Call) -> None:
     with (tmp_path / "huge.toml").open("wb") as file:
         file.truncate(100 * 10**6)
@@ -366,8 +383,6 @@ def test_junk_in_a_setting_is_one_line_or_valid(junk: str) -> None:
 @pytest.mark.parametrize("name", ["manifest.json", "plan.json", "summary.json", "events.parquet", "decisions.jsonl"])
 @pytest.mark.parametrize("harm", ["missing", "cut", "junk"])
 def test_a_corrupt_run_folder_is_refused(name: str, harm: str, simulated: Path, tmp_path: Path, call: Call) -> None:
-    import shutil
-
     folder = tmp_path / "runs" / "copy"
     shutil.copytree(next(simulated.iterdir()), folder)
     file = folder / name
@@ -452,6 +467,80 @@ def test_interrupted_search_leaves_no_process_and_resumes(tmp_path: Path) -> Non
     assert answer.document()["search_trials"] >= 48
     assert list(journal.parent.glob("*.journal")) == [journal]
     assert journal.stat().st_size >= done
+
+
+# ---- the road over real lanes ----
+
+
+@pytest.fixture
+def folder(calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a folder whose lanes are calibrated, as the current one."""
+    shutil.copytree(calibrated, tmp_path / "study")
+    monkeypatch.chdir(tmp_path / "study")
+    return tmp_path / "study"
+
+
+@pytest.mark.slow
+def test_from_calibration_to_report(folder: Path, call: Call) -> None:
+    reused = call("calibrate", "tiny.toml", "--json").document()
+    assert reused["reused"]
+    assert call("search", "tiny.toml", "--trials", "16", "--workers", "0", *QUICK).code == 0
+    replayed = call("replay", "tiny.toml", "-p", "uniform,flops,best.toml", "--budget", "1s", "--json")
+    assert replayed.code == 0
+    document = replayed.document()
+    assert document["fidelity"] == "profiled"
+    assert document["launches"] == 2
+    assert document["noise_floor_percent"] is not None
+    assert "sha256" in replayed.err  # written before the first launch, and said so
+    assert replayed.err.index("sha256") < replayed.err.index("launch 1 of 2")
+    study = document["folder"]
+    for key in ("mape_percent", "worst_error_percent", "kendall_tau", "regret_percent", "plans"):
+        assert call("compare", study, "--json").document()[key] == document[key]
+    assert call("report", study, "--json").document()["report"] == str(Path(study) / "report.html")
+    assert len(call("show", study, "--json").document()) == 2 * len(document["plans"]) - 1  # the twin has no second
+    baseline = ["gate", study, "--baseline", "baseline.json", "--json"]
+    assert call(*baseline).code == 4
+    assert call(*baseline, "--update-baseline").code == 0
+    assert call(*baseline).code in (0, 4)  # the same figures; inconclusive where the host was busy
+    assert any(study in entry["name"] for entry in call("list", "runs", "--json").document())
+
+
+@pytest.mark.slow
+def test_tables_of_another_machine_take_force_and_the_run_says_so(folder: Path, call: Call) -> None:
+    (tables,) = (folder / "runs" / "calibrations").glob("*.toml")
+    text, count = re.subn(r"(?m)^cpu = .*$", 'cpu = "Another Processor"', tables.read_text())
+    assert count == 1
+    tables.write_text(text)
+    before = content(folder)
+    for verb in ("simulate", "search", "replay", "train", "calibrate"):
+        line = refused_with_remarks(call(verb, "tiny.toml"))
+        assert "Another Processor" in line
+        assert "--force" in line
+    assert content(folder) == before
+    forced = call("simulate", "tiny.toml", "-p", "uniform", "--force", *QUICK, "--json")
+    assert forced.code == 0
+    (made,) = forced.document()["runs"]
+    assert any("Another Processor" in note for note in read_run(folder / made["folder"]).manifest.notes)
+
+
+def refused_with_remarks(answer: Answer) -> str:
+    """The last line of a command that had said what it was doing before it found the mistake."""
+    assert answer.code == 2, answer
+    assert "Traceback" not in answer.err
+    return answer.err.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_devices_lists_what_was_measured(call: Call) -> None:
+    answer = call("devices", "--json")
+    assert answer.code == 0
+    document = answer.document()
+    offered = {each["name"] for each in document["lanes"] if each["offered"]}
+    assert set(document["default_cluster"]) <= offered
+    assert len(document["default_cluster"]) >= 2
+    for each in document["lanes"]:
+        assert {"name", "summary", "source", "parameters", "reason", "ratio_to_full"} <= set(each)
+        assert each["product_gflop_per_s"] > 0
 
 
 # ---- what is imported ----

@@ -1,0 +1,487 @@
+"""Replay: predictions come first and stay as they were; what is measured is whole, consistent and kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from steelyard.policies import make_policy
+from steelyard.results.compare import compare
+from steelyard.results.errors import InputError
+from steelyard.results.record import Run, digest
+from steelyard.results.report import report
+from steelyard.results.store import find_runs, read_run
+from steelyard.runner import replay as module
+from steelyard.runner.calibrate import START_S
+from steelyard.runner.devices import NamedLane
+from steelyard.runner.replay import (
+    Entry,
+    Study,
+    distinct_entries,
+    hold_out,
+    lanes_of,
+    predict,
+    replay,
+    steps_within,
+    twin,
+)
+from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
+from steelyard.sim.spec import Scenario, load_scenario
+from steelyard.sim.view import Fixed, Policy
+
+
+def fixed(scenario: Scenario, **sizes: Sequence[int]) -> Fixed:
+    """The policy that always answers these micro-batches per lane."""
+    layers = len(scenario.workload.layers)
+    return Fixed(
+        Plan(
+            pipelines=[
+                Pipeline(
+                    stages=[Stage(first=0, last=layers, replicas=[Replica(devices=[name])])], micro_batches=list(each)
+                )
+                for name, each in sizes.items()
+            ]
+        )
+    )
+
+
+def policies_of(scenario: Scenario) -> list[Policy]:
+    return [
+        make_policy("uniform"),
+        fixed(scenario, full=[30]),
+        fixed(scenario, full=[17], sse=[13]),
+        fixed(scenario, full=[9, 12], sse=[4, 5]),
+        fixed(scenario, full=[15], sse=[15]),  # what uniform does
+    ]
+
+
+# ---- before anything runs ----
+
+
+def test_equal_plans_are_one_entry_and_a_note(tiny_scenario: Scenario) -> None:
+    entries, notes = distinct_entries(tiny_scenario, policies_of(tiny_scenario))
+    assert len(entries) == 4
+    assert len({entry.plan.sha256 for entry in entries}) == 4
+    assert len(notes) == 1
+    assert "uniform" in notes[0]
+
+
+def test_labels_are_unique_though_policies_look_alike(tiny_scenario: Scenario) -> None:
+    """Two settings that round to the same label would make a study that nobody can compare."""
+    entries, _ = distinct_entries(tiny_scenario, policies_of(tiny_scenario))
+    assert len({entry.label for entry in entries}) == len(entries)
+
+
+def test_sizes_of_the_plans_are_held_out_of_every_lane(tiny_scenario: Scenario) -> None:
+    entries, _ = distinct_entries(tiny_scenario, policies_of(tiny_scenario))
+    used = {size for entry in entries for pipeline in entry.plan.pipelines for size in pipeline.micro_batches}
+    for before, after in zip(
+        tiny_scenario.cluster.devices, hold_out(tiny_scenario, entries).cluster.devices, strict=True
+    ):
+        assert before.profile is not None
+        assert after.profile is not None
+        sizes = {point.micro_batch for point in before.profile.points}
+        assert sizes & used  # the test would prove nothing otherwise
+        assert {point.micro_batch for point in after.profile.points} == sizes - used
+
+
+def test_too_few_points_left_is_refused_and_writes_nothing(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    many = [
+        fixed(tiny_scenario, full=[2, 5, 11], sse=[12]),
+        fixed(tiny_scenario, full=[17], sse=[13]),
+    ]
+    with pytest.raises(InputError, match="at least 3 are needed"):
+        replay(tiny_scenario, many, tmp_path / "runs")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cluster_of_no_lanes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lane"):
+        replay(load_scenario("mixed-gpus"), [make_policy("uniform")], tmp_path / "runs")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_invalid_plan_is_refused_before_anything_is_written(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        replay(tiny_scenario, [fixed(tiny_scenario, full=[29])], tmp_path / "runs")
+    assert not list(tmp_path.iterdir())
+
+
+def predicted_entries(scenario: Scenario, folder: Path) -> tuple[list[Entry], str]:
+    entries, _ = distinct_entries(scenario, policies_of(scenario))
+    return predict(hold_out(scenario, entries), entries, folder, 3, [])
+
+
+def test_prediction_file_seals_itself(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    entries, sealed = predicted_entries(tiny_scenario, tmp_path / "study")
+    document = json.loads((tmp_path / "study" / "predictions.json").read_text())
+    assert document["sha256"] == sealed == digest(document["predictions"])
+    assert [line["plan_sha256"] for line in document["predictions"]] == [entry.plan.sha256 for entry in entries]
+    document["predictions"][0]["step_time_s"]["p50"] *= 1.001
+    assert digest(document["predictions"]) != sealed
+    again, same = predicted_entries(tiny_scenario, tmp_path / "again")
+    assert same == sealed  # one seed, one prediction
+    assert len(again) == len(entries)
+
+
+def test_twin_is_the_plan_that_is_predicted_to_be_fastest(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    entries, _ = predicted_entries(tiny_scenario, tmp_path / "study")
+    made = twin(entries)
+    medians = {entry.label: entry.prediction.summary.step_time_s.p50 for entry in entries if entry.prediction}
+    assert made.twin_of == min(medians, key=lambda label: medians[label])
+    assert made.label not in medians
+    assert made.plan == next(entry.plan for entry in entries if entry.label == made.twin_of)
+
+
+@pytest.fixture(scope="module")
+def entries_with_times(tiny_scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    entries, _ = predicted_entries(tiny_scenario, tmp_path_factory.mktemp("budget"))
+    return [*entries, twin(entries)]
+
+
+@given(budget=st.floats(0.001, 1e5), more=st.floats(1.0, 10.0), steps=st.integers(1, 100), rounds=st.integers(1, 10))
+def test_budget_cuts_steps_and_never_below_one(
+    tiny_scenario: Scenario,
+    entries_with_times: list[Entry],
+    budget: float,
+    more: float,
+    steps: int,
+    rounds: int,
+) -> None:
+    settings = tiny_scenario.replay.model_copy(update={"steps": steps, "rounds": rounds})
+    scenario = tiny_scenario.model_copy(update={"replay": settings})
+    wanted = steps_within(scenario, entries_with_times, None)
+    cut = steps_within(scenario, entries_with_times, budget)
+    assert wanted == max(1, steps // rounds)
+    assert 1 <= cut <= wanted
+    assert cut <= steps_within(scenario, entries_with_times, budget * more)
+    step_s = sum(entry.prediction.summary.step_time_s.p50 for entry in entries_with_times if entry.prediction)
+    total = settings.launches * (START_S + rounds * (settings.warmup_steps + cut) * step_s)
+    assert cut == 1 or total <= budget * (1 + 1e-9)
+
+
+def test_every_round_runs_every_plan_in_an_order_of_its_own(
+    tiny_scenario: Scenario, entries_with_times: list[Entry]
+) -> None:
+    settings = tiny_scenario.replay.model_copy(update={"rounds": 6})
+    scenario = tiny_scenario.model_copy(update={"replay": settings})
+    tasks = module._tasks(scenario, entries_with_times, steps=2, seed=1, launch=0)
+    assert tasks == module._tasks(scenario, entries_with_times, steps=2, seed=1, launch=0)
+    assert tasks != module._tasks(scenario, entries_with_times, steps=2, seed=1, launch=1)
+    orders = [[task["index"] for task in tasks if task.get("round") == number] for number in range(6)]
+    assert all(sorted(order) == list(range(len(entries_with_times))) for order in orders)
+    assert len({tuple(order) for order in orders}) > 1
+    assert sum(task["op"] == "probe" for task in tasks) == 7  # before each round and at the end
+
+
+# ---- one real study, looked at from all sides ----
+
+
+@dataclass
+class Watched:
+    """A study, and what its driver said: each line with the time and the predictions on disk at that moment."""
+
+    study: Study
+    scenario: Scenario
+    lines: list[tuple[str, int, bytes | None]] = field(default_factory=list)
+    ticks: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def measured(self) -> list[Run]:
+        return self.study.measured
+
+    def labelled(self, label: str) -> Run:
+        return next(run for run in self.measured if run.manifest.label == label)
+
+
+@pytest.fixture(scope="module")
+def watched(tiny_scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    runs = tmp_path_factory.mktemp("replay") / "runs"
+    lines: list[tuple[str, int, bytes | None]] = []
+    ticks: list[tuple[int, int]] = []
+
+    def say(line: str) -> None:
+        found = next(runs.glob("*/predictions.json"), None)
+        lines.append((line, time.time_ns(), found.read_bytes() if found else None))
+
+    study = replay(
+        tiny_scenario,
+        policies_of(tiny_scenario),
+        runs,
+        seed=3,
+        report=say,
+        tick=lambda done, total: ticks.append((done, total)),
+    )
+    return Watched(study, tiny_scenario, lines, ticks)
+
+
+@pytest.mark.slow
+def test_predictions_were_on_disk_before_the_first_measurement(watched: Watched) -> None:
+    file = watched.study.folder / "predictions.json"
+    document = json.loads(file.read_bytes())
+    assert document["sha256"] == digest(document["predictions"])
+    launches = [(moment, seen) for line, moment, seen in watched.lines if line.startswith("launch")]
+    assert len(launches) == watched.scenario.replay.launches
+    for moment, seen in launches:
+        assert seen == file.read_bytes()
+        assert file.stat().st_mtime_ns <= moment
+    for run in watched.study.predicted:
+        folder = next(each for each in watched.study.folder.iterdir() if _id_of(each) == run.manifest.run_id)
+        assert (folder / "manifest.json").stat().st_mtime_ns <= launches[0][0]
+    for run in watched.measured:
+        assert run.manifest.prediction_sha256 == document["sha256"]
+
+
+def _id_of(folder: Path) -> str | None:
+    return read_run(folder).manifest.run_id if folder.is_dir() else None
+
+
+@pytest.mark.slow
+def test_no_plan_is_predicted_from_its_own_sizes(watched: Watched) -> None:
+    used = {size for run in watched.measured for pipe in run.plan["pipelines"] for size in pipe["micro_batches"]}
+    assert {17, 5} <= used  # both were calibrated
+    for run in watched.study.predicted:
+        for node in run.manifest.scenario["cluster"]["nodes"]:
+            for device in node["devices"]:
+                assert not used & {point["micro_batch"] for point in device["profile"]["points"]}
+
+
+@pytest.mark.slow
+def test_every_plan_and_the_twin_are_measured_in_every_launch(watched: Watched) -> None:
+    settings = watched.scenario.replay
+    assert len(watched.measured) == len(watched.study.predicted) + 1
+    predicted = {run.manifest.run_id: run for run in watched.study.predicted}
+    for run in watched.measured:
+        prediction = predicted[run.manifest.predicted_run_id or ""]
+        assert prediction.plan == run.plan
+        assert prediction.manifest.plan_sha256 == run.manifest.plan_sha256
+        assert run.summary.fidelity == "measured"
+        assert prediction.summary.fidelity == "profiled"
+        assert len(run.summary.launch_median_step_time_s) == settings.launches
+        assert run.summary.steps == settings.launches * settings.steps
+        low, high = run.summary.median_interval_s
+        assert 0 < low <= high
+    (own,) = [run for run in watched.measured if run.manifest.twin_of is not None]
+    original = watched.labelled(own.manifest.twin_of or "")
+    assert own.plan == original.plan
+    assert own.manifest.predicted_run_id == original.manifest.predicted_run_id
+    assert not own.events.equals(original.events)
+    assert watched.ticks[-1][0] == watched.ticks[-1][1]
+
+
+@pytest.mark.slow
+def test_ledger_of_every_device_sums_to_the_mean_step(watched: Watched) -> None:
+    for run in watched.measured:
+        for line in run.summary.devices.values():
+            assert line.total_s() == pytest.approx(run.summary.step_time_s.mean, rel=1e-9)
+            assert min(value for name, value in line.model_dump().items() if name.endswith("_s")) >= 0
+        assert sum(line.samples for line in run.summary.devices.values()) == watched.scenario.workload.global_batch
+
+
+@pytest.mark.slow
+def test_events_are_consistent(watched: Watched) -> None:
+    for run in watched.measured:
+        events = run.events
+        assert (events["end_s"] >= events["start_s"]).all()
+        assert events["start_s"].min() >= 0
+        for _, own in events.groupby(["launch", "device"]):
+            ordered = own.sort_values(["start_s", "end_s"])
+            gaps = ordered["start_s"].to_numpy()[1:] - ordered["end_s"].to_numpy()[:-1]
+            assert (gaps >= -1e-9).all()  # a device does one thing at a time
+        for _, step in events.groupby(["launch", "round", "step"]):
+            waits, sums = step[step["kind"] == "wait"], step[step["kind"] == "communication"]
+            assert set(waits["device"]) == set(sums["device"])
+            for device in sums["device"]:
+                wait, comm = waits[waits["device"] == device].iloc[0], sums[sums["device"] == device].iloc[0]
+                assert wait["end_s"] == comm["start_s"]
+            if len(sums):  # the last to enter does not wait
+                assert (waits["end_s"] - waits["start_s"]).min() == pytest.approx(0.0, abs=1e-9)
+        blocks = events.groupby(["launch", "round"])["step"].agg(["min", "max"])
+        per_round = watched.scenario.replay.steps // watched.scenario.replay.rounds
+        assert set(blocks["min"]) == {0}  # the lead-in
+        assert set(blocks["max"]) == {per_round}
+
+
+@pytest.mark.slow
+def test_every_micro_batch_is_done_in_every_step(watched: Watched) -> None:
+    for run in watched.measured:
+        sizes = {
+            pipe["stages"][0]["replicas"][0]["devices"][0]: pipe["micro_batches"] for pipe in run.plan["pipelines"]
+        }
+        compute = run.events[run.events["kind"].isin(["forward", "backward"])]
+        counts = compute.groupby(["launch", "round", "step", "device", "kind"]).size()
+        for key, count in counts.items():
+            assert count == len(sizes[key[3]])
+
+
+@pytest.mark.slow
+def test_single_device_plan_runs_on_that_device_alone(watched: Watched) -> None:
+    run = next(run for run in watched.measured if len(run.plan["pipelines"]) == 1 and run.manifest.twin_of is None)
+    assert set(run.events["device"]) == {"full"}
+    assert not set(run.events["kind"]) & {"communication", "wait"}
+    idle = run.summary.devices["sse"]
+    assert idle.samples == 0
+    assert idle.idle_s == pytest.approx(run.summary.step_time_s.mean)
+
+
+@pytest.mark.slow
+def test_the_study_says_how_disturbed_it_was(watched: Watched) -> None:
+    for run in watched.measured:
+        contention = run.manifest.provenance["contention"]
+        assert 0 <= contention["contended_percent"] <= 100
+        assert contention["busy"] == bool(contention["reasons"])
+        assert contention["retries"] >= 0
+        assert set(run.manifest.provenance["lanes"]) == {"full", "sse"}
+
+
+@pytest.mark.slow
+def test_the_folder_is_read_by_compare_and_report(watched: Watched, tmp_path: Path) -> None:
+    stored = [read_run(folder) for folder in find_runs([watched.study.folder])]
+    assert len(stored) == len(watched.study.runs)
+    found = compare(stored)
+    assert len([row for row in found.plans if row.twin_of is None]) == 4
+    assert found.noise_floor_percent is not None
+    assert found.fidelity == "profiled"
+    assert found.launches == 2
+    assert found.model_dump() == compare(watched.study.runs).model_dump()
+    assert report(stored, tmp_path / "report").is_file()
+
+
+# ---- cut short ----
+
+
+@pytest.mark.slow
+def test_a_budget_that_is_too_small_still_measures_every_launch(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    study = replay(tiny_scenario, policies_of(tiny_scenario)[:2], tmp_path / "runs", budget_s=0.01)
+    rounds = tiny_scenario.replay.rounds
+    for run in study.measured:
+        assert len(run.summary.launch_median_step_time_s) == tiny_scenario.replay.launches
+        assert run.summary.steps == tiny_scenario.replay.launches * rounds
+
+
+LONGER = ["--set", "replay.launches=3", "--set", "replay.steps=60"]
+
+
+def command(calibrated: Path, runs: Path, place: Path) -> subprocess.Popen[str]:
+    """``steelyard replay`` as a process of its own; its temporary files go to ``place``."""
+    shutil.copytree(calibrated / "runs", runs)
+    words = [sys.executable, "-m", "steelyard.runner.cli", "replay", str(calibrated / "tiny.toml"), "-p", "uniform"]
+    return subprocess.Popen(
+        [*words, "-p", "throughput", *LONGER, "--runs", str(runs), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(place)},
+    )
+
+
+def workers_in_launch(process: subprocess.Popen[str], number: int) -> list[psutil.Process]:
+    """All workers so far, in order, once the two of the ``number``-th launch have met and are at work."""
+    seen: list[psutil.Process] = []
+    launch = 0
+    end = time.monotonic() + 120
+    while time.monotonic() < end and process.poll() is None:
+        found = [
+            each
+            for each in psutil.Process(process.pid).children(recursive=True)
+            if "steelyard.runner.worker" in _words(each) and each not in seen
+        ]
+        if len(found) == 2 and all(_connected(each) for each in found):
+            launch += 1
+            seen += found
+            if launch == number:
+                return seen
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(process.communicate(timeout=30))
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _connected(process: psutil.Process) -> bool:
+    try:
+        return len(process.net_connections("tcp")) > 0
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kept_launches(runs: Path, error: str) -> int:
+    """Launches in the measured runs of the one study; the folder must be whole."""
+    (folder,) = runs.glob("replay-*")
+    assert not list(folder.glob(".*"))
+    stored = [read_run(each) for each in find_runs([folder])]
+    measured = [run for run in stored if run.manifest.kind == "measured"]
+    assert len(measured) == 3, error
+    assert compare(stored).launches == len(measured[0].summary.launch_median_step_time_s)
+    assert all(any("launches" in note for note in run.manifest.notes) for run in measured)
+    return compare(stored).launches
+
+
+@pytest.mark.slow
+def test_interrupt_keeps_complete_launches_and_leaves_no_process(calibrated: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
+        workers = workers_in_launch(process, 2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert json.loads(out)["launches"] == 1
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert not list((tmp_path / "tmp").glob("steelyard-*"))
+    assert kept_launches(tmp_path / "runs", err) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_late_is_named_and_earlier_launches_are_kept(calibrated: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
+        workers = workers_in_launch(process, 2)
+        victim = next(each for each in workers[2:] if each.cmdline()[-1] == "1")
+        victim.kill()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert "worker 'sse' (rank 1) was killed by SIGKILL" in err
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    assert kept_launches(tmp_path / "runs", err) == 1
+
+
+@pytest.mark.slow
+def test_interrupt_in_the_first_launch_leaves_the_predictions_alone(calibrated: Path, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
+        workers = workers_in_launch(process, 1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    (folder,) = (tmp_path / "runs").glob("replay-*")
+    assert {read_run(each).manifest.kind for each in find_runs([folder])} == {"simulated"}
+    assert (folder / "predictions.json").is_file()
+
+
+def test_lanes_of_a_scenario_are_its_devices(tiny_scenario: Scenario, lanes: list[NamedLane]) -> None:
+    assert lanes_of(tiny_scenario) == lanes
