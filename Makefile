@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := runner,demo,cluster,testing,dev
 
-.PHONY: help venv demo test slow lint types check bench publish exhaust clean
+.PHONY: help venv demo test slow lint bench publish clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,16 +24,18 @@ $(STAMP): pyproject.toml constraints.txt
 	for folder in results sim policies runner; do ln -sfn ../../../$$folder $(VENV)/links/steelyard/$$folder; done
 	touch $@
 
-demo: $(STAMP)  ## The whole loop on this machine: calibrate, simulate, search, replay, compare, report
-	$(BIN)/steelyard demo
+demo: $(STAMP)  ## The whole loop on this machine: calibrate, simulate, search, replay, compare, report (ARGS=--json)
+	$(BIN)/steelyard demo $(ARGS)
 
 test: $(STAMP)  ## Tests (without slow ones and benchmarks), with coverage by folder
 	$(BIN)/pytest -n 2 -m 'not slow and not bench' --cov --cov-report=term
 
 slow: $(STAMP)  ## Tests that take longer: real lanes, kills, whole loops
-	$(BIN)/pytest -m 'slow and not bench'
+	$(BIN)/pytest -m 'slow and not bench' --cov --cov-append --cov-report=term
 
-lint: $(STAMP)  ## Style, types, import direction
+# No $(STAMP): whoever edits pyproject.toml can still lint without a network.
+lint:  ## Style, types, import direction (needs `make venv` once)
+	@test -x $(BIN)/ruff || { echo "run 'make venv' first" >&2; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p steelyard
@@ -46,4 +48,4 @@ publish: $(STAMP)  ## Write results/scoreboard/ from a demo and the benchmarks: 
 	$(BIN)/python tests/bench/publish.py
 
 clean:  ## Remove what the tools left, not the runs
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

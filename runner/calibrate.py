@@ -15,22 +15,26 @@ from ..results.record import digest
 from ..results.store import write_text
 from ..sim.device import Cluster, CollectivePoint, CollectiveTable, Device, Lane, Link, Node, Profile, ProfilePoint
 from ..sim.noise import stream
-from ..sim.spec import Calibrating, Training, expand, inside, parse_file, shipped_names, validate
+from ..sim.spec import Calibrating, Replay, Training, expand, inside, parse_file, shipped_names, validate
 from ..sim.workload import Name, NonNegative, Spec, Workload
 from .data import training_data
 from .devices import LaneFile, NamedLane, Offer, default_lanes, fingerprint
 from .launch import LaunchResult, Task, require_torch, run_group
-from .worker import disturbed
 
 START_S = 8.0
 """What a group of workers takes to start, for the estimate of the time needed."""
 LEAST_QUIET = 2
 """Undisturbed steps of a size in a launch that are enough to leave the disturbed ones out."""
 PROBE_REPEATS = 40
+BLOCKS_PER_PLAN = 3
+"""Blocks that a plan is measured in within one launch (the default of ``replay.rounds``)."""
 MAX_RESIDUALS = 101
 """Residuals are kept as so many quantiles: the same distribution in a file that stays small."""
-BATCH_FRACTIONS = (0.06, 0.16, 0.28, 0.41, 0.53, 0.66, 0.78, 0.91, 1.06)
-"""Calibrated micro-batch sizes as shares of the global batch: none is a plan's by construction of an equal split."""
+SMALLEST, LARGEST = 0.06, 1.06
+"""Calibrated micro-batch sizes span these shares of the largest that a plan can have."""
+SIZES_PER_LANE = 4
+"""Sizes grow with the lanes: the more lanes, the more sizes are a plan's and must not predict it."""
+PROBE_LANES_S = 15.0
 
 Report = Callable[[str], None]
 Tick = Callable[[int, int], None]
@@ -100,11 +104,14 @@ def calibrate(
     training = validate(Training, document.get("training", {}), "training", prefix="training.")
     effort = validate(Calibrating, document.get("calibration", {}), "calibration", prefix="calibration.")
     lane_file = _lane_file(document, folder)
-    report("looking for lanes: each one's instruction sets are verified and measured")
+    report(f"looking for lanes: each is verified and measured, about {PROBE_LANES_S:.0f} s")
     lanes, offers = default_lanes(lane_file)
     for offer in offers:
         report(f"  {offer.lane.name}: {offer.reason}")
-    return measure(workload, training, effort, path, lanes=lanes, offers=offers, report=report, tick=tick)
+    timeout_s = validate(Replay, document.get("replay", {}), "replay", prefix="replay.").timeout_s
+    return measure(
+        workload, training, effort, path, timeout_s=timeout_s, lanes=lanes, offers=offers, report=report, tick=tick
+    )
 
 
 def measure(
@@ -113,6 +120,7 @@ def measure(
     effort: Calibrating,
     path: Path,
     *,
+    timeout_s: float,
     lanes: Sequence[NamedLane],
     offers: Sequence[Offer],
     report: Report,
@@ -120,7 +128,7 @@ def measure(
 ) -> Calibration:
     """Measure some lanes and write their tables to ``path``; the rest as in :func:`calibrate`."""
     job, data = job_of(workload, training, path.parent, seed=0)
-    sizes = calibration_sizes(workload)
+    sizes = calibration_sizes(workload, len(lanes))
     plans = [_tasks(sizes, len(lanes), workload, effort, number) for number in range(effort.launches)]
     seconds = effort.launches * (START_S + effort.rounds * len(sizes) * (effort.seconds_per_point + 0.1) + 3)
     report(
@@ -132,11 +140,11 @@ def measure(
     for number, tasks in enumerate(plans):
         before = sum(len(each) for each in plans[:number])
 
-        def step(name: str, done: int, before: int = before) -> None:
+        def step(name: str, done: int, _: float, before: int = before) -> None:
             if name == lanes[-1].name:
                 tick(before + done, total)
 
-        results.append(run_group(lanes, tasks, job, timeout_s=60.0, data=data, progress=step))
+        results.append(run_group(lanes, tasks, job, timeout_s=timeout_s, data=data, progress=step))
     cluster = build_cluster(workload, lanes, offers, results)
     calibration = Calibration(
         cluster=cluster,
@@ -149,11 +157,17 @@ def measure(
     return calibration
 
 
-def calibration_sizes(workload: Workload) -> list[int]:
-    """Micro-batch sizes to measure, from a few samples to a little over the largest that a plan can have."""
+def calibration_sizes(workload: Workload, lanes: int) -> list[int]:
+    """Micro-batch sizes to measure, from a few samples to a little over the largest that a plan can have.
+
+    An equal split's sizes are left out: the uniform plan is always replayed, and its sizes must not predict it.
+    """
     largest = min(workload.global_batch, workload.max_micro_batch or workload.global_batch)
-    sizes = sorted({max(1, round(fraction * largest)) for fraction in BATCH_FRACTIONS})
-    return sizes if len(sizes) >= 3 else [1, 2, 3]
+    count = SIZES_PER_LANE * lanes + 1
+    step = (LARGEST - SMALLEST) / (count - 1)
+    sizes = {max(1, round((SMALLEST + number * step) * largest)) for number in range(count)}
+    kept = sorted(sizes - {workload.global_batch // lanes, -(-workload.global_batch // lanes)})
+    return kept if len(kept) >= 3 else [1, 2, 3]
 
 
 def build_cluster(
@@ -180,7 +194,7 @@ def build_cluster(
                 profile=build_profile(workload, results, rank),
             )
         )
-    collectives = [build_collective(lanes, results)] if len(lanes) > 1 else []
+    collectives = [build_collective(workload, lanes, results)] if len(lanes) > 1 else []
     link = Link(
         name="loopback", latency_us=50, bandwidth_gb_per_s=1, source={"all": "unused: collectives are measured"}
     )
@@ -190,38 +204,65 @@ def build_cluster(
 
 
 def build_profile(workload: Workload, results: Sequence[LaunchResult], rank: int) -> Profile:
-    """One lane's profile: medians over launches of each launch's medians; what is left over is the noise."""
-    launches = [_by_size(launch, rank) for launch in results]
-    points, step_residuals = [], []
-    medians: dict[int, list[float]] = {}
-    for size in sorted(launches[0]):
-        forward = median(median(f for f, _ in launch[size]) for launch in launches)
-        backward = median(median(b for _, b in launch[size]) for launch in launches)
-        steps = sum(len(launch[size]) for launch in launches)
-        points.append(ProfilePoint(micro_batch=size, forward_s=forward, backward_s=backward, steps=steps))
-        medians[size] = [median(f + b for f, b in launch[size]) for launch in launches]
-        for launch, middle in zip(launches, medians[size], strict=True):
-            step_residuals += [(f + b) / middle - 1 for f, b in launch[size]]
-    overall = {size: median(each) for size, each in medians.items()}
-    offsets = [median(medians[size][number] / overall[size] - 1 for size in overall) for number in range(len(launches))]
-    optimizer = [median(_optimizer_s(launch, rank)) for launch in results]
+    """One lane's profile: medians over launches of each launch's medians; what is left over is the noise.
+
+    The noise has two scales. A step is held against its own block (the steps measured without a pause), so that the
+    slow drift of a shared host, which all lanes feel together, is not taken for independent luck. Launches are held
+    against each other by :func:`launch_offsets`.
+    """
+    blocks = [_blocks(launch, rank) for launch in results]
+    points, residuals = [], []
+    typical: dict[int, float] = {}
+    for size in sorted({size for size, _ in blocks[0]}):
+        own = [[step for each, steps in launch if each == size for step in steps] for launch in blocks]
+        forward = median(median(f for f, _ in steps) for steps in own)
+        backward = median(median(b for _, b in steps) for steps in own)
+        typical[size] = forward + backward
+        count = sum(map(len, own))
+        points.append(ProfilePoint(micro_batch=size, forward_s=forward, backward_s=backward, steps=count))
+    for launch in blocks:
+        for _, steps in launch:
+            middle = median(f + b for f, b in steps)
+            residuals += [(f + b) / middle - 1 for f, b in steps]
+    offsets = [[median(f + b for f, b in steps) / typical[size] - 1 for size, steps in launch] for launch in blocks]
     return Profile(
         workload=workload.key,
         points=points,
-        optimizer_s=median(optimizer),
-        step_residuals=thin(step_residuals),
-        launch_residuals=offsets,
+        optimizer_s=median(median(_optimizer_s(launch, rank)) for launch in results),
+        step_residuals=thin(residuals),
+        launch_residuals=launch_offsets(offsets),
     )
 
 
-def build_collective(lanes: Sequence[NamedLane], results: Sequence[LaunchResult]) -> CollectiveTable:
-    """The all-reduce table: from the last entry to the last exit, median over launches of each launch's median."""
+def launch_offsets(offsets: Sequence[Sequence[float]], group: int = BLOCKS_PER_PLAN) -> list[float]:
+    """Relative offsets of launches as a plan sees them: medians of a few blocks spread over a launch.
+
+    A replayed plan is measured in ``group`` blocks a launch, one a round. So are these: every launch's blocks, in the
+    order in which they were measured, are dealt into groups whose members lie far apart. The blocks of all lanes were
+    measured at the same times, so equal positions in the lists of two lanes belong together.
+    """
+    found = []
+    for launch in offsets:
+        groups = max(1, len(launch) // group)
+        found += [median(launch[start::groups]) for start in range(groups)]
+    return found
+
+
+def build_collective(
+    workload: Workload, lanes: Sequence[NamedLane], results: Sequence[LaunchResult]
+) -> CollectiveTable:
+    """The all-reduce table: from the last entry to the last exit, median over launches of each launch's median.
+
+    Its noise is that of sizes near the gradients': a call that takes microseconds varies by far more of itself.
+    """
     launches = [_collective_s(launch) for launch in results]
     medians = {size: [median(launch[size]) for launch in launches] for size in sorted(launches[0])}
     overall = {size: median(each) for size, each in medians.items()}
+    near = [size for size in overall if workload.gradient_bytes / 3 <= size <= workload.gradient_bytes * 3]
+    near = near or [max(overall)]
     residuals = [
-        seconds / middle[number] - 1
-        for size, middle in medians.items()
+        seconds / medians[size][number] - 1
+        for size in near
         for number, launch in enumerate(launches)
         for seconds in launch[size]
     ]
@@ -231,7 +272,7 @@ def build_collective(lanes: Sequence[NamedLane], results: Sequence[LaunchResult]
         points=[CollectivePoint(bytes=size, seconds=seconds) for size, seconds in overall.items()],
         step_residuals=thin(residuals),
         launch_residuals=[
-            median(medians[size][number] / overall[size] - 1 for size in overall) for number in range(len(launches))
+            median(medians[size][number] / overall[size] - 1 for size in near) for number in range(len(launches))
         ],
     )
 
@@ -391,8 +432,14 @@ def job_of(workload: Workload, training: Training, cache: Path, *, seed: int) ->
     """
     if workload.dtype != "fp32":
         raise InputError("workload.dtype", f"{workload.dtype} does not run on lanes in this version", "use fp32")
-    if not workload.model.config:
+    config = workload.model.config
+    if not config:
         raise InputError("workload.model", "has no transformers configuration, so it cannot run", "use one that has")
+    longest = config.get("max_position_embeddings")
+    if isinstance(longest, int) and workload.sequence_length > longest:
+        raise InputError("workload.sequence_length", f"is over the model's {longest} positions", "use a shorter one")
+    if config.get("task", "sequence-classification") != "sequence-classification":
+        raise InputError("workload.model", f"is a {config['task']} model", "lanes train sequence classifiers")
     data, labels = training_data(workload, training, cache)
     return {
         "model": workload.model.config,
@@ -436,23 +483,22 @@ def collective_sizes(workload: Workload) -> list[int]:
     return [size for size in sizes if size != workload.gradient_bytes] + [sizes[-1] * 2]
 
 
-def _by_size(launch: LaunchResult, rank: int) -> dict[int, list[tuple[float, float]]]:
-    """Forward and backward seconds of every step of a rank that counts, by micro-batch size."""
-    found: dict[int, list[tuple[float, float]]] = {}
-    for task, answer in launch.of("profile", rank):
-        steps = [(_spent(step, "forward"), _spent(step, "backward")) for step in _quiet(answer["steps"])]
-        found.setdefault(task["micro_batch"], []).extend(steps)
-    return found
+def _blocks(launch: LaunchResult, rank: int) -> list[tuple[int, list[tuple[float, float]]]]:
+    """Size, and forward and backward seconds of each step that counts, of a rank's blocks in the order measured."""
+    return [
+        (task["micro_batch"], [(_spent(step, "forward"), _spent(step, "backward")) for step in _quiet(answer)])
+        for task, answer in launch.of("profile", rank)
+    ]
 
 
-def _quiet(steps: Sequence[Sequence[Sequence[Any]]]) -> Sequence[Sequence[Sequence[Any]]]:
+def _quiet(answer: Task) -> list[Any]:
     """The steps that nothing disturbed, where they are enough to go by; else all, and the calibration says how many."""
-    kept = [step for step in steps if not any(disturbed(segment) for segment in step)]
-    return kept if len(kept) >= LEAST_QUIET else steps
+    kept = [step for step, quiet in zip(answer["steps"], answer["quiet"], strict=True) if quiet]
+    return kept if len(kept) >= LEAST_QUIET else list(answer["steps"])
 
 
 def _optimizer_s(launch: LaunchResult, rank: int) -> list[float]:
-    return [_spent(step, "optimizer") for _, answer in launch.of("profile", rank) for step in _quiet(answer["steps"])]
+    return [_spent(step, "optimizer") for _, answer in launch.of("profile", rank) for step in _quiet(answer)]
 
 
 def _spent(step: Sequence[Sequence[Any]], kind: str) -> float:

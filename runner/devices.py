@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -28,6 +27,8 @@ from ..sim.workload import Name, Spec
 CAPABILITY = {"full": ("AVX512", "AVX2", "DEFAULT"), "avx2": ("AVX2",), "sse": ("DEFAULT", "NO AVX")}
 """What ``torch.backends.cpu.get_cpu_capability()`` may answer under each cap."""
 
+GPU_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Files of a GPU's driver: NVIDIA's, that of Windows' subsystem for Linux, AMD's; without one torch is not asked."""
 FALLBACK_REPEAT = 2
 TOOK_EFFECT = 0.9
 """A cap counts as a different device when its training speed is at most this share of the uncapped one."""
@@ -269,7 +270,7 @@ def _cpu_lane(name: str, cap: str, cpus: list[int]) -> NamedLane:
 
 def _gpu_names() -> list[str]:
     """Names of the CUDA devices; none where torch is missing or has no CUDA. Imports torch only where a driver is."""
-    if sys.platform != "linux" or not Path("/proc/driver/nvidia/version").exists():
+    if not any(Path(sign).exists() for sign in GPU_SIGNS):
         return []
     try:
         import torch

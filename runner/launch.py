@@ -23,14 +23,16 @@ START_TIMEOUT_S = 120.0
 GRACE_S = 0.5
 """After the first worker died, the others get this long to show that they died first."""
 
+CAPPING = ("KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_CPU_", "OMP_")
+"""Variables of the caller that would make another device of a lane."""
 BLAMES_PEER = ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
 """What a worker's last words say when the fault is another's."""
 
 Task = dict[str, Any]
 """A task for the workers, or an answer to one: plain JSON."""
 
-Progress = Callable[[str, int], None]
-"""Called with a lane's name and the number of tasks that it has done."""
+Progress = Callable[[str, int, float], None]
+"""Called with a lane's name, the number of tasks that it has done, and its part of the loss (0: it trained nothing)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Worker:
     log: Path
     done: int = -1
     """Tasks done; -1 until the worker is ready."""
+    signs: int = 0
+    """Signs of life so far: one a step."""
     last_seen: float = field(default_factory=time.monotonic)
     buffer: bytes = b""
 
@@ -76,7 +80,7 @@ def run_group(
         lanes: one worker each; ranks in this order.
         tasks: what :mod:`steelyard.runner.worker` does, in its words.
         job: the rest of the job: model, optimizer, batch.
-        timeout_s: a task (and a collective) that takes longer means that a worker is lost.
+        timeout_s: when no worker shows a sign of life (a step, a task) for so long, one is lost.
         data: file of encoded samples, for tasks that train.
         progress: told after each task of each worker.
 
@@ -110,7 +114,7 @@ def probe_lanes(lanes: Sequence[NamedLane]) -> list[Task]:
 
 def worker_environment(lane: NamedLane) -> dict[str, str]:
     """The environment of a lane's worker: the cap, one thread pool, collectives on loopback, no hub, no telemetry."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("KMP_", "GOMP_", "MKL_", "ONEDNN_"))}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(CAPPING)}
     loopback = "lo0" if sys.platform == "darwin" else "lo"
     return {
         **kept,
@@ -118,6 +122,7 @@ def worker_environment(lane: NamedLane) -> dict[str, str]:
         "OMP_NUM_THREADS": str(lane.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
         "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": loopback,
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
@@ -152,8 +157,9 @@ def _watch(workers: Sequence[Worker], tasks: int, timeout_s: float, progress: Pr
                 if not _read(key.data, key.fileobj, progress):  # type: ignore[arg-type]  # registered above
                     selector.unregister(key.fileobj)
             _check(workers, timeout_s)
-    for worker in workers:
-        worker.process.wait(timeout=timeout_s)
+    while any(worker.process.poll() is None for worker in workers):
+        _check(workers, timeout_s)
+        time.sleep(0.02)
     _check(workers, timeout_s)
     for worker in workers:
         if worker.done < tasks:
@@ -168,11 +174,13 @@ def _read(worker: Worker, stream: IO[bytes], progress: Progress | None) -> bool:
     worker.buffer += chunk
     *lines, worker.buffer = worker.buffer.split(b"\n")
     for line in lines:
+        worker.last_seen = time.monotonic()
+        worker.signs += 1
         if line.startswith(b"done "):
-            worker.done = int(line[5:])
-            worker.last_seen = time.monotonic()
+            _, done, *loss = line.split()
+            worker.done = int(done)
             if progress is not None and worker.done > 0:
-                progress(worker.lane.name, worker.done)
+                progress(worker.lane.name, worker.done, float(loss[0]) if loss else 0.0)
     return bool(chunk)
 
 
@@ -182,7 +190,7 @@ def _check(workers: Sequence[Worker], timeout_s: float) -> None:
         time.sleep(GRACE_S)  # a survivor errs within milliseconds of its peer's death: a killed one is the cause
         raise WorkerFailedError(_verdict(workers, timeout_s))
     now = time.monotonic()
-    behind = min(workers, key=lambda worker: worker.done)
+    behind = min(workers, key=lambda worker: (worker.done, worker.signs))
     limit = START_TIMEOUT_S if behind.done < 0 else timeout_s
     if behind.process.poll() is None and now - max(worker.last_seen for worker in workers) > limit:
         raise WorkerFailedError(f"worker {behind.lane.name!r} (rank {behind.rank}) hung: silent for {limit:.0f} s")
@@ -200,7 +208,7 @@ def _verdict(workers: Sequence[Worker], timeout_s: float) -> str:
     silent = [worker for worker in workers if worker.process.poll() is None]
     if killed or own or not silent:
         return _obituary((killed or own or failed)[0])
-    behind = min(silent, key=lambda worker: worker.done)
+    behind = min(silent, key=lambda worker: (worker.done, worker.signs))
     return f"worker {behind.lane.name!r} (rank {behind.rank}) hung: its peers waited for {timeout_s:.0f} s"
 
 

@@ -26,7 +26,7 @@ from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import Fixed, Policy, View, describe
 from .calibrate import START_S, Report, Tick, job_of
-from .devices import NamedLane, fingerprint
+from .devices import NamedLane, available_cpus, fingerprint
 from .launch import LaunchResult, Task, require_torch, run_group
 
 PROBE_REPEATS = 20
@@ -107,63 +107,76 @@ def replay(
     """
     require_torch()
     seed = scenario.seed if seed is None else seed
-    lanes = lanes_of(scenario)
+    lanes_of(scenario)
     entries, same = distinct_entries(scenario, policies)
     reduced = hold_out(scenario, entries)
     folder = runs / study_name(scenario, seed)
     all_notes = [*notes, *same]
+    job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
     entries, sealed = predict(reduced, entries, folder, seed, all_notes)
     report(f"{len(entries)} plans predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
+    predicted = [entry.prediction for entry in entries if entry.prediction is not None]
     entries.append(twin(entries))
     steps = steps_within(scenario, entries, budget_s)
-    job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
-    launches: list[LaunchResult] = []
-    interrupted = False
-    failed: WorkerFailedError | None = None
-    total = scenario.replay.launches * len(_tasks(scenario, entries, steps=steps, seed=seed, launch=0))
-    try:
-        for number in range(scenario.replay.launches):
-            tasks = _tasks(scenario, entries, steps=steps, seed=seed, launch=number)
-
-            def step(name: str, done: int, before: int = number * len(tasks)) -> None:
-                if name == lanes[-1].name:
-                    tick(before + done, total)
-
-            report(f"launch {number + 1} of {scenario.replay.launches}: a fresh process per lane")
-            timeout_s = scenario.replay.timeout_s
-            launches.append(run_group(lanes, tasks, job, timeout_s=timeout_s, data=data, progress=step))
-    except KeyboardInterrupt:
-        if not launches:
-            raise
-        interrupted = True
-        all_notes.append(f"interrupted after {len(launches)} of {scenario.replay.launches} launches")
-    except WorkerFailedError as error:
-        if not launches:
-            raise
-        failed = error
-        all_notes.append(f"stopped after {len(launches)} of {scenario.replay.launches} launches: {error}")
+    tasks = [
+        _tasks(scenario, entries, steps=steps, seed=seed, launch=number) for number in range(scenario.replay.launches)
+    ]
+    launches, stopped = run_launches(scenario, tasks, job, data, report=report, tick=tick)
+    if stopped is not None:
+        reason = "interrupted" if isinstance(stopped, KeyboardInterrupt) else f"stopped: {stopped}"
+        all_notes.append(f"{reason} after {len(launches)} of {len(tasks)} launches")
     measured = [
         measured_run(scenario, entry, index, launches, seed=seed, sealed=sealed, notes=all_notes)
         for index, entry in enumerate(entries)
     ]
     for number, run in enumerate(measured):
         write_run(run, folder / f"{number:02d}-{slug(run.manifest.label)}-measured")
-    if failed is not None:
-        raise failed  # what was complete is on disk
-    predicted = [entry.prediction for entry in entries if entry.prediction is not None and entry.twin_of is None]
-    return Study(folder, predicted, measured, interrupted)
+    if isinstance(stopped, WorkerFailedError):
+        raise stopped  # what was complete is on disk
+    return Study(folder, predicted, measured, interrupted=stopped is not None)
+
+
+def run_launches(
+    scenario: Scenario, tasks: Sequence[Sequence[Task]], job: Task, data: Path, *, report: Report, tick: Tick
+) -> tuple[list[LaunchResult], KeyboardInterrupt | WorkerFailedError | None]:
+    """Run the launches one after another; what ends them early is given back beside those that were complete.
+
+    Raises:
+        KeyboardInterrupt, WorkerFailedError: not one launch was complete.
+    """
+    lanes = lanes_of(scenario)
+    launches: list[LaunchResult] = []
+    total = sum(map(len, tasks))
+    try:
+        for number, own in enumerate(tasks):
+
+            def step(name: str, done: int, _: float, before: int = number * len(own)) -> None:
+                if name == lanes[-1].name:
+                    tick(before + done, total)
+
+            report(f"launch {number + 1} of {len(tasks)}: a fresh process per lane")
+            timeout_s = scenario.replay.timeout_s
+            launches.append(run_group(lanes, own, job, timeout_s=timeout_s, data=data, progress=step))
+    except (KeyboardInterrupt, WorkerFailedError) as stopped:
+        if not launches:
+            raise
+        return launches, stopped
+    return launches, None
 
 
 def lanes_of(scenario: Scenario) -> list[NamedLane]:
     """The lanes that the scenario's devices are.
 
     Raises:
-        InputError: a device is none.
+        InputError: a device is none, or its cores are not this process's to use.
     """
     lanes = []
     for device in scenario.cluster.devices:
         if device.lane is None:
             raise InputError(f"cluster device {device.name}", "is no lane of this host", 'use [cluster] lanes = "auto"')
+        missing = sorted(set(device.lane.cpus) - set(available_cpus()))
+        if missing:
+            raise InputError(f"cluster device {device.name}", f"core {missing[0]} is not available", "calibrate again")
         lanes.append(NamedLane.model_validate({**device.lane.model_dump(), "name": device.name}))
     return lanes
 
@@ -221,7 +234,13 @@ def hold_out(scenario: Scenario, entries: Sequence[Entry]) -> Scenario:
 def predict(
     scenario: Scenario, entries: Sequence[Entry], folder: Path, seed: int, notes: Sequence[str]
 ) -> tuple[list[Entry], str]:
-    """Simulate every plan and write the predictions, with their digest, to disk; nothing has been measured yet."""
+    """Simulate every plan and write the predictions, with their digest, to disk; nothing has been measured yet.
+
+    A simulated launch has as many steps as a measured one: the interval is that of such a launch's median.
+    """
+    counted = scenario.replay.rounds * max(1, scenario.replay.steps // scenario.replay.rounds)
+    sampling = scenario.sampling.model_copy(update={"steps": counted + 1})
+    scenario = scenario.model_copy(update={"sampling": sampling})
     predicted = []
     lines = []
     for number, entry in enumerate(entries):

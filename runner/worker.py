@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     import torch
 
 Segment = tuple[str, int, float, float, float]
-"""Kind, micro-batch (-1: none), start, end (monotonic clock, s), processor time spent (s)."""
+"""Kind, micro-batch (-1: none), start and end (monotonic clock, s), seconds that the process had the processor."""
 
 WALL_OVER_CPU = 1.05
 """A compute segment that takes this much longer than its processor time was disturbed."""
 EVALUATED_AT_ONCE = 256
+PATIENCE = 30
+"""A member waits in a collective for so many times as long as the driver lets the whole group be silent."""
 CLOCK_S = 1e-4
 """What the clocks and their reading may add to a segment."""
 CONTENDED_SHARE = 0.05
@@ -74,8 +76,13 @@ class Member:
     def _join(self) -> None:
         import torch.distributed as dist
 
-        self.timeout = timedelta(seconds=self.job["timeout_s"])
+        # Long: a lane that has nothing to do waits for the others. The driver watches their signs of life.
+        self.timeout = timedelta(seconds=PATIENCE * self.job["timeout_s"])
         all_cuda = all(lane["torch_device"].startswith("cuda") for lane in self.job["lanes"])
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.set_device(self.device)  # collectives would else guess the GPU from the rank
         # A file, not TCPStore: that one listens on all interfaces, whatever host it is given.
         store = dist.FileStore(str(self.folder / "rendezvous"), self.world)  # type: ignore[attr-defined]  # unlisted
         dist.init_process_group(
@@ -99,6 +106,25 @@ class Member:
             torch.cuda.synchronize(self.device)
         return time.monotonic()
 
+    def clock(self) -> float:
+        """Seconds that run only while this process has the processor: what a segment would take undisturbed.
+
+        One thread: its processor time. Several: wall time less the time that they stood ready and were not run.
+        """
+        if self.lane["threads"] == 1:
+            return time.process_time()
+        threads: int = self.lane["threads"]
+        return time.monotonic() - run_delay_s() / threads
+
+    def disturbed(self, segment: Segment) -> bool:
+        """Whether a segment took over 5 % longer than it would have, had nobody else used the processor.
+
+        Only compute counts: a member that waits in a collective sleeps. A GPU's work shows in neither clock.
+        """
+        kind, _, start, end, own = segment
+        told = self.device.type == "cpu" and kind != "communication"
+        return told and end - start > WALL_OVER_CPU * own + CLOCK_S
+
     def step(self, sizes: list[int], start: int, group: Any, segments: list[Segment]) -> float:
         """One training step of this member: its micro-batches from sample ``start``, the all-reduce, the optimizer.
 
@@ -118,13 +144,14 @@ class Member:
         if group is not None:
             dist.all_reduce(self.flat, group=group)
         middle = self.now()
-        cpu = time.process_time()
+        cpu = self.clock()
         self.optimizer.step()
         self.flat.zero_()
         end = self.now()
         if group is not None:
             segments.append(("communication", -1, begin, middle, 0.0))
-        segments.append(("optimizer", -1, middle, end, time.process_time() - cpu))
+        segments.append(("optimizer", -1, middle, end, self.clock() - cpu))
+        say("alive")
         return loss_sum
 
     def micro_batch(self, start: int, size: int, number: int, segments: list[Segment]) -> float:
@@ -132,11 +159,11 @@ class Member:
         repeat = self.lane["repeat"]
         total = 0.0
         for _ in range(repeat):
-            begin, cpu0 = self.now(), time.process_time()
+            begin, cpu0 = self.now(), self.clock()
             loss = self.loss(start, size) / repeat
-            middle, cpu1 = self.now(), time.process_time()
+            middle, cpu1 = self.now(), self.clock()
             loss.backward()
-            end, cpu2 = self.now(), time.process_time()
+            end, cpu2 = self.now(), self.clock()
             segments.append(("forward", number, begin, middle, cpu1 - cpu0))
             segments.append(("backward", number, middle, end, cpu2 - cpu1))
             total += float(loss.detach())
@@ -152,6 +179,12 @@ class Member:
         total = torch.nn.functional.cross_entropy(logits, self.data["labels"][rows], reduction="sum")
         batch: int = self.job["global_batch"]
         return total / batch
+
+
+def run_delay_s() -> float:
+    """Seconds that this process's threads have stood in the run queue; 0 where the system does not tell."""
+    delays = [task.read_text().split() for task in Path("/proc/self/task").glob("*/schedstat")]
+    return sum(int(fields[1]) for fields in delays) / 1e9
 
 
 def flat_gradients(weights: list[torch.nn.Parameter]) -> torch.Tensor:
@@ -276,7 +309,7 @@ def profile(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         while time.monotonic() < end or len(steps) < task["least"]:
             steps.append([])
             member.step([size], len(steps) * size, None, steps[-1])
-        return {"steps": steps}
+        return {"steps": steps, "quiet": [not any(map(member.disturbed, step)) for step in steps]}
 
     return undisturbed(member, once)
 
@@ -339,21 +372,9 @@ def undisturbed(member: Member, once: Callable[[], dict[str, Any]]) -> dict[str,
 
 
 def contended_share(member: Member, steps: list[list[Segment]]) -> float:
-    """Share of the compute segments that something else on the host disturbed.
-
-    Only compute: a member that waits in a collective sleeps. On a GPU, or with several threads, the process's time says
-    nothing about a segment: 0.
-    """
-    if member.device.type != "cpu" or member.lane["threads"] > 1:
-        return 0.0
+    """Share of the compute segments that something else on the host disturbed; 0 where that cannot be told."""
     compute = [each for step in steps for each in step if each[0] != "communication"]
-    return sum(map(disturbed, compute)) / len(compute) if compute else 0.0
-
-
-def disturbed(segment: Sequence[Any]) -> bool:
-    """Whether a compute segment took over 5 % longer than its processor time."""
-    _, _, start, end, cpu = segment
-    return bool(end - start > WALL_OVER_CPU * cpu + CLOCK_S)
+    return sum(member.disturbed(each) for each in compute) / len(compute) if compute else 0.0
 
 
 def group_max(member: Member, value: float) -> float:
@@ -384,8 +405,9 @@ def gradients(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         dist.all_reduce(member.flat, group=group)
     if sizes:
         save_file({"gradient": member.flat.detach().cpu()}, task["file"] + f".{member.rank}")
+    norm = float(member.flat.norm())
     member.flat.zero_()
-    return {"norm": float(member.flat.norm())}
+    return {"norm": norm}
 
 
 def train(member: Member, task: dict[str, Any]) -> dict[str, Any]:
@@ -400,7 +422,8 @@ def train(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         start = first + (task["offset"] + number) * member.job["global_batch"]
         losses.append(member.step(sizes, start, group, segments))
         busy += sum(end - begin for kind, _, begin, end, _ in segments if kind != "communication")
-    return {"losses": losses, "begin_s": begin, "end_s": member.now(), "busy_s": busy}
+    last = losses[-1] if losses else 0.0
+    return {"losses": losses, "loss": last, "begin_s": begin, "end_s": member.now(), "busy_s": busy}
 
 
 def evaluate(member: Member, task: dict[str, Any]) -> dict[str, Any]:
@@ -446,11 +469,11 @@ def main() -> None:
 
     torch.set_num_threads(lane["threads"])
     member = Member(job, rank, folder)
-    _say(0)
+    say("done 0")
     results = []
     for number, task in enumerate(job["tasks"], 1):
         results.append(TASKS[task["op"]](member, task))
-        _say(number)
+        say(f"done {number} {results[-1].get('loss', '')}".rstrip())
     partial = folder / f".rank-{rank}.json"
     partial.write_text(json.dumps(results))
     partial.rename(folder / f"rank-{rank}.json")
@@ -459,8 +482,9 @@ def main() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _say(done: int) -> None:
-    sys.stdout.write(f"done {done}\n")
+def say(line: str) -> None:
+    """Tell the driver something: a sign of life after every step, and how many tasks are done."""
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 

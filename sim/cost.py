@@ -256,23 +256,26 @@ def largest_micro_batch(workload: Workload, device: Device) -> int:
 def all_reduce_s(cluster: Cluster, names: Sequence[str], size_bytes: int) -> float:
     """Seconds of an all-reduce of ``size_bytes`` on each of the named devices; 0 for a single one.
 
-    A table measured over exactly these devices is interpolated; else the lock-step ring over the links,
-    2(p-1) max_i(a_i + n / (p B_i)) (Patarasuk and Yuan 2009; unequal links: the slowest sets the pace).
+    A table measured over exactly these devices is interpolated; one measured over more of them is scaled by what each
+    rank moves in a ring, (p-1)/p; else the lock-step ring over the links, 2(p-1) max_i(a_i + n / (p B_i)) (Patarasuk
+    and Yuan 2009; unequal links: the slowest sets the pace).
     """
     ranks = len(names)
     if ranks < 2:
         return 0.0
     table = collective_table(cluster, names)
     if table is not None:
-        return interpolate(table.points, size_bytes)
+        moved = (ranks - 1) / ranks * len(table.devices) / (len(table.devices) - 1)
+        return moved * interpolate(table.points, size_bytes)
     links = ring_links(cluster, names)
     return max(2 * (ranks - 1) * (link.latency_s + size_bytes / (ranks * link.bandwidth)) for link in links)
 
 
 def collective_table(cluster: Cluster, names: Sequence[str]) -> CollectiveTable | None:
-    """The table that was measured over exactly these devices, if there is one."""
+    """The table that was measured over these devices and the fewest others, if there is one."""
     wanted = set(names)
-    return next((table for table in cluster.collectives if set(table.devices) == wanted), None)
+    holding = [table for table in cluster.collectives if wanted <= set(table.devices)]
+    return min(holding, key=lambda table: len(table.devices), default=None)
 
 
 def ring_links(cluster: Cluster, names: Sequence[str]) -> list[Link]:

@@ -346,7 +346,7 @@ def _run(
         launch_medians=[quantiles(step_durations([launch])).p50 for launch in launches],
         devices=devices,
         bound_s=lower_bound_s(view),
-        steps=sum(len(launch.ends) for launch in launches),
+        steps=len(step_durations(launches)),
         fidelity=fidelity(scenario, split),
     )
     return Run(manifest=manifest, plan=plan.document(), summary=summary, events=events)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tomli_w
 from hypothesis import HealthCheck, assume, given, settings
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from steelyard.results.errors import InputError
 from steelyard.runner import calibrate as module
 from steelyard.runner.calibrate import (
+    BLOCKS_PER_PLAN,
     MAX_RESIDUALS,
     Calibration,
     build_collective,
@@ -58,20 +60,20 @@ def calibration(tiny_scenario: Scenario, tmp_path: Path) -> Calibration:
 # ---- sizes ----
 
 
-@given(st.integers(1, 5000), st.none() | st.integers(1, 600))
-def test_calibrated_sizes_span_what_a_plan_can_ask_for(batch: int, most: int | None) -> None:
+@given(st.integers(1, 5000), st.none() | st.integers(1, 600), st.integers(1, 8))
+def test_calibrated_sizes_span_what_a_plan_can_ask_for(batch: int, most: int | None, lanes: int) -> None:
     workload = _workload(batch, most)
-    sizes = calibration_sizes(workload)
+    sizes = calibration_sizes(workload, lanes)
     assert sizes == sorted(set(sizes))
     assert len(sizes) >= 3
     assert sizes[0] >= 1
-    assert sizes[-1] >= min(batch, most or batch)
+    assert sizes[-1] >= min(batch, most or batch) or lanes == 1
 
 
-@given(st.integers(34, 5000))  # 0.53 of an odd batch below that rounds to its larger half
-def test_an_equal_split_over_two_is_not_calibrated(batch: int) -> None:
-    """The uniform plan on two lanes is always replayed: it must not cost a calibrated size."""
-    assert not {batch // 2, batch - batch // 2} & set(calibration_sizes(_workload(batch, None)))
+@given(st.integers(34, 5000), st.integers(2, 8))
+def test_an_equal_split_is_not_calibrated(batch: int, lanes: int) -> None:
+    """The uniform plan is always replayed: it must not cost a calibrated size."""
+    assert not {batch // lanes, -(-batch // lanes)} & set(calibration_sizes(_workload(batch, None), lanes))
 
 
 def _workload(batch: int, most: int | None) -> Workload:
@@ -117,7 +119,12 @@ def profile_answer(size: int, forward: float, backward: float, optimizer: float,
             step.append([kind, number, now, now + seconds, seconds])
             now += seconds
         segments.append(step)
-    return {"op": "profile", "micro_batch": size}, {"steps": segments, "contended": 0.0, "retries": 0}
+    return {"op": "profile", "micro_batch": size}, {
+        "steps": segments,
+        "quiet": [True] * steps,
+        "contended": 0.0,
+        "retries": 0,
+    }
 
 
 def launch_of(speed: float, offset: float = 1.0) -> LaunchResult:
@@ -145,7 +152,8 @@ def test_profile_recovers_an_affine_lane(speed: float) -> None:
 def test_offset_of_a_launch_becomes_launch_noise_and_not_step_noise() -> None:
     launches = [launch_of(1.0, offset) for offset in (0.98, 1.0, 1.03)]
     profile = build_profile(_workload(30, None), launches, 0)
-    assert profile.launch_residuals == pytest.approx([-0.02, 0.0, 0.03], abs=1e-9)
+    per_launch = len(SIZES) // BLOCKS_PER_PLAN
+    assert profile.launch_residuals == pytest.approx(np.repeat([-0.02, 0.0, 0.03], per_launch).tolist(), abs=1e-9)
     assert max(map(abs, profile.step_residuals)) < 1e-6
     assert profile.points[0].forward_s == pytest.approx(1e-3 + 1e-4 * SIZES[0])
 
@@ -154,13 +162,38 @@ def test_spread_within_a_launch_becomes_step_noise() -> None:
     """Four steps of 0.9, 1, 1 and 1.2 times the time: the residuals are just these, around their median."""
     tasks, answers = [], []
     for size in SIZES:
+        steps = []
         for factor in (0.9, 1.0, 1.0, 1.2):
             task, answer = profile_answer(size, factor * 1e-3 * size, factor * 2e-3 * size, 1e-4, steps=1)
-            tasks.append(task)
-            answers.append(answer)
+            steps += answer["steps"]
+        tasks.append(task)
+        answers.append({**answer, "steps": steps, "quiet": [True] * 4})
     profile = build_profile(_workload(30, None), [LaunchResult(tasks, [answers])], 0)
     assert sorted({round(each, 6) for each in profile.step_residuals}) == [-0.1, 0.0, 0.2]
-    assert profile.points[0].steps == 4
+
+
+def test_drift_between_blocks_is_no_step_noise() -> None:
+    """A host that halves its speed from one block to the next: no step differs from its neighbours."""
+    pairs = [profile_answer(size, speed * 1e-3 * size, speed * 2e-3 * size, 1e-4) for speed in (1, 2) for size in SIZES]
+    launch = LaunchResult([task for task, _ in pairs], [[answer for _, answer in pairs]])
+    profile = build_profile(_workload(30, None), [launch], 0)
+    assert max(map(abs, profile.step_residuals)) < 1e-9
+    assert max(profile.launch_residuals) > 0.1
+
+
+def test_disturbed_steps_are_left_out_while_enough_are_left() -> None:
+    task, answer = profile_answer(4, 1e-3, 2e-3, 1e-4, steps=4)
+    answer["steps"][0][1][3] += 1.0
+    quiet = {**answer, "quiet": [False, True, True, True]}
+    others = [profile_answer(size, 1e-3, 2e-3, 1e-4) for size in (8, 16)]
+    tasks = [task, *(each for each, _ in others)]
+    kept = build_profile(_workload(30, None), [LaunchResult(tasks, [[quiet, *(each for _, each in others)]])], 0)
+    assert kept.points[0].steps == 3
+    assert max(kept.step_residuals) < 1e-9
+    loud = {**answer, "quiet": [False] * 4}
+    everything = build_profile(_workload(30, None), [LaunchResult(tasks, [[loud, *(each for _, each in others)]])], 0)
+    assert everything.points[0].steps == 4
+    assert max(everything.step_residuals) > 100
 
 
 def collective_launch(seconds: dict[int, float], lag: float) -> LaunchResult:
@@ -174,7 +207,7 @@ def collective_launch(seconds: dict[int, float], lag: float) -> LaunchResult:
 @given(st.floats(0.0, 1.0), st.floats(1e-5, 1e-1))
 def test_waiting_for_the_last_to_enter_is_not_the_collectives_time(lag: float, seconds: float) -> None:
     lanes = [NamedLane(name="a"), NamedLane(name="b")]
-    table = build_collective(lanes, [collective_launch(dict.fromkeys(BYTES, seconds), lag)] * 2)
+    table = build_collective(_workload(30, None), lanes, [collective_launch(dict.fromkeys(BYTES, seconds), lag)] * 2)
     assert table.devices == ["a", "b"]
     assert table.backend == "gloo"
     assert [point.bytes for point in table.points] == list(BYTES)
@@ -372,7 +405,7 @@ def test_what_cannot_run_on_lanes_says_so(tiny_workload: Workload, tmp_path: Pat
 
 def test_tasks_are_shuffled_by_launch_and_repeatable(tiny_scenario: Scenario) -> None:
     effort, workload = tiny_scenario.calibration, tiny_scenario.workload
-    plans = [module._tasks(calibration_sizes(workload), 2, workload, effort, number) for number in (0, 0, 1)]
+    plans = [module._tasks(calibration_sizes(workload, 2), 2, workload, effort, number) for number in (0, 0, 1)]
     assert plans[0] == plans[1]
     assert plans[0] != plans[2]
     key: Callable[[Task], str] = str
@@ -397,7 +430,7 @@ def test_calibrating_real_lanes_gives_tables_that_are_reused(tiny_folder: Path, 
     workload = workload_of(document, folder)
     for device in made.cluster.devices:
         assert device.profile is not None
-        assert [point.micro_batch for point in device.profile.points] == calibration_sizes(workload)
+        assert [point.micro_batch for point in device.profile.points] == calibration_sizes(workload, 2)
         assert len(device.profile.launch_residuals) == 2
         assert cost.device_cost(device, workload).fidelity == "profiled"
     assert all(device.probe_s for device in made.cluster.devices)
