@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from ..sim.plan import Plan
+from ..sim.plan import Infeasible, Plan
 from ..sim.view import View
 from ._base import Range, round_shares
 
@@ -18,7 +18,15 @@ class Uniform:
     source: ClassVar[str] = "the default of data-parallel training (torch DistributedDataParallel)"
 
     def allocate(self, view: View) -> Plan:
-        """Equal shares, within the devices' capacities."""
+        """Equal shares, within the devices' capacities.
+
+        Raises:
+            Infeasible: there are fewer samples than devices with room; a share of none would be another policy.
+        """
+        count = sum(device.capacity > 0 for device in view.devices)
+        if view.global_batch < count:
+            problem = f"{view.global_batch} samples cannot give every one of {count} devices a share"
+            raise Infeasible("workload.global_batch", problem, "use a larger batch, or a policy that leaves some out")
         return round_shares(view, [1.0] * len(view.devices))
 
 

@@ -30,7 +30,7 @@ from ..results.store import write_text
 from ..sim.cost import MODEL_VERSION
 from ..sim.plan import Infeasible, Plan
 from ..sim.spec import Scenario
-from ..sim.view import Policy, View, describe
+from ..sim.view import Policy, View, allocate, describe
 from . import REGISTRY, make_policy, policy_class
 from ._base import Choice, Parameter, Range, parameters, searchable
 from .storage import open_storage
@@ -211,9 +211,9 @@ def search(
     seed = scenario.seed if seed is None else seed
     started = time.perf_counter()
     _check_objective(scenario, space, seed)
-    identity = _identity(scenario, space, seed, sampler, batch)
+    decides = identity(scenario, space.policies, seed=seed, sampler=sampler, batch=batch)
     with Evaluator(scenario, seed, _workers(workers)) as evaluator, _quiet_optuna(), open_storage(storage) as place:
-        opened = _open_study(place, study or STUDY, sampler, identity)
+        opened = _open_study(place, study or STUDY, sampler, decides)
         fresh = _run_batches(opened, space, evaluator, seed=seed, trials=trials, batch=batch, progress=progress)
         rows = tuple(_row(each) for each in opened.get_trials(deepcopy=False) if each.state.is_finished())
     seconds = time.perf_counter() - started
@@ -230,7 +230,7 @@ def search(
         sampler=sampler,
         seed=seed,
         scenario=scenario.name,
-        scenario_sha256=identity["scenario_sha256"],
+        scenario_sha256=decides["scenario_sha256"],
         objective=scenario.objective.metric,
     )
 
@@ -272,7 +272,7 @@ def distinct_plans(
         if len(found) >= count:
             break
         policy = make_policy(row.policy, row.parameters)
-        plan = policy.allocate(view)
+        plan = allocate(policy, view, scenario)
         if plan.sha256 not in seen:
             seen.add(plan.sha256)
             found.append((policy, plan))
@@ -380,7 +380,7 @@ def _create_study(**arguments: Any) -> Study:
     return optuna.create_study(direction="maximize", **arguments)
 
 
-def _open_study(place: Any, name: str, sampler: str, identity: dict[str, Any]) -> Study:
+def _open_study(place: Any, name: str, sampler: str, decides: dict[str, Any]) -> Study:
     """Create the study, or open it and check that it is the same search."""
     import optuna
 
@@ -389,21 +389,33 @@ def _open_study(place: Any, name: str, sampler: str, identity: dict[str, Any]) -
     study = make(storage=place, study_name=name, sampler=make_sampler(sampler))
     kept = study.user_attrs.get("identity")
     if kept is None and not study.get_trials(deepcopy=False):
-        study.set_user_attr("identity", identity)
-    elif kept != identity:
-        differs = [key for key in identity if not isinstance(kept, dict) or kept.get(key) != identity[key]]
+        study.set_user_attr("identity", decides)
+    elif kept != decides:
+        differs = [key for key in decides if not isinstance(kept, dict) or kept.get(key) != decides[key]]
         problem = f"study {name!r} holds another search: {', '.join(differs)} differ"
         raise InputError("storage", problem, "give another storage or study")
     return study
 
 
-def _identity(scenario: Scenario, space: Space, seed: int, sampler: str, batch: int) -> dict[str, Any]:
-    """What decides a search's outcome, as far as it can be known beforehand."""
+def identity(
+    scenario: Scenario,
+    policies: Sequence[str] | None = None,
+    *,
+    seed: int | None = None,
+    sampler: str = "tpe",
+    batch: int = BATCH,
+) -> dict[str, Any]:
+    """What decides a search's outcome, as far as it can be known beforehand; arguments as :func:`search` takes them.
+
+    Raises:
+        InputError: an unknown policy, or none.
+    """
+    space = Space.of(list(REGISTRY) if policies is None else policies)
     return {
         "scenario_sha256": digest(scenario.model_dump(mode="json")),
         "policies": list(space.policies),
         "space_sha256": space.digest(),
-        "seed": seed,
+        "seed": scenario.seed if seed is None else seed,
         "sampler": sampler,
         "batch": batch,
         "model_version": MODEL_VERSION,

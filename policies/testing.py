@@ -73,7 +73,8 @@ def check_policy(
     For the class: a frozen dataclass with ``name``, a one-sentence docstring, typed fields, defaults within their
     ranges, that can be pickled. For every scenario, and all parameters within their ranges (of an instance: its own):
 
-    - the plan passes ``Plan.check``, or :class:`Infeasible` says why; it may not where the devices have room;
+    - the plan passes ``Plan.check``, or :class:`Infeasible` says why. Where the devices have room there must be a plan,
+      but for a batch of fewer samples than there are devices with room: a policy may insist that each of them works;
     - the same view gives the same plan, from an equal policy too, and nothing the policy saw is changed;
     - other names and another order of nodes and devices change neither which kinds of device do how much, nor the
       simulated step time without noise. Equal devices may share unequally; which of them gets more, and with it
@@ -352,7 +353,8 @@ def _allocate(scenario: Scenario, policy: Policy, when: str) -> Plan | None:
     except Infeasible as error:
         if not error.problem:
             raise _BrokenError(f"Infeasible{when} without a reason") from error
-        if room >= scenario.workload.global_batch:
+        workers = sum(device.capacity > 0 for device in view.devices)
+        if workers <= scenario.workload.global_batch <= room:
             held = f"the devices have room for {room} of {scenario.workload.global_batch} samples"
             raise _BrokenError(f"Infeasible{when} ({error}), but {held}: a plan exists") from error
         return None

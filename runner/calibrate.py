@@ -374,12 +374,18 @@ def resolver(runs: Path, *, force: bool = False, notes: list[str] | None = None)
     Lanes become the devices of their calibration; a transformers model becomes its layers. ``notes`` collects what a
     run should record.
     """
+    import difflib
 
     def resolve(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         document = with_model(document, folder)
         cluster = document.get("cluster")
         if not isinstance(cluster, dict) or "lanes" not in cluster:
             return document
+        known = ("calibration", "lanes")
+        for key in (str(each) for each in cluster if each not in known):
+            near = difflib.get_close_matches(key[:200], known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+            raise InputError(f"cluster.{key}", "unknown key", hint)
         workload = workload_of(document, folder)
         path = calibration_path(document, folder, runs, workload)
         if not path.is_file():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -41,14 +42,25 @@ Policies = Annotated[
         "--policy", "-p", help="name, name:key=value, module:Class or best.toml; comma-separated, repeatable."
     ),
 ]
+Names = Annotated[
+    list[str],
+    typer.Option(
+        "--policy", "-p", help="Names only (or module:Class): the search sets the parameters. Repeatable; commas too."
+    ),
+]
 Budget = Annotated[str | None, typer.Option(help="Time for the measurement, as 90s or 5m: cuts steps, never launches.")]
 
 RUNS = Path("runs")
 
 
 def main() -> None:
-    """Entry point: errors that are the user's become one line and exit code 2."""
+    """Entry point: errors that are the user's become one line and exit code 2; SIGTERM ends like Ctrl-C."""
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(run(sys.argv[1:]))
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt  # what unwinds also removes temporary folders and ends workers
 
 
 def run(arguments: list[str]) -> int:
@@ -197,10 +209,13 @@ def calibrate(
 
     document, folder = _document(scenario, settings)
     from .calibrate import calibrate as measure
+    from .calibrate import check_fingerprint
 
     console = _console()
     with progress(console, "calibrating") as tick:
         found = measure(document, folder, runs, again=again, force=force, report=console.print, tick=tick)
+    if found.reused:
+        _say(check_fingerprint(found, force))
     rows = [
         {
             "lane": device.name,
@@ -231,35 +246,25 @@ def simulate(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Predict what policies give on a scenario; all built-in ones by default."""
-    from dataclasses import replace
-
-    from ..results.store import code_provenance, write_run
     from ..sim.engine import simulate as predict
     from .show import run_rows
 
     loaded, notes = _load(scenario, settings, runs, force)
-    done, rows = [], []
-    for each in _policies(policy):
-        result = predict(loaded, each, seed=seed)
-        manifest = result.manifest.model_copy(update={"notes": notes, "provenance": {"code": code_provenance()}})
-        folder = write_run(replace(result, manifest=manifest), runs / manifest.run_id)
-        done.append(result)
-        rows.append(
-            {
-                "run_id": manifest.run_id,
-                "folder": str(folder),
-                "label": manifest.label,
-                "plan": result.plan,
-                "summary": result.summary.model_dump(mode="json"),
-            }
-        )
+    done: list[Any] = []
+    try:
+        for each in _policies(policy):
+            done.append(predict(loaded, each, seed=seed))
+    except KeyboardInterrupt:
+        _written(done, runs, notes)  # what is complete is kept; a mistake leaves nothing
+        raise
+    rows = _written(done, runs, notes)
     _emit({"scenario": loaded.name, "runs": rows}, as_json, run_rows(done), f"{loaded.name}: predicted")
 
 
 @app.command()
 def search(
     scenario: ScenarioArgument,
-    policy: Policies = [],
+    policy: Names = [],
     trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of a resumed study included.")] = 200,
     settings: Settings = [],
     seed: Seed = None,
@@ -279,12 +284,13 @@ def search(
     from ..policies.search import write_best
     from .show import progress
 
+    names = _bare(_names(policy)) or None
     loaded, _ = _load(scenario, settings, runs, force)
-    place = storage or str(runs / "studies" / _study_file(loaded, seed))
+    place = storage or str(runs / "studies" / _study_file(loaded, names, seed, sampler))
     with progress(_console(), "searching") as tick:
         result = find(
             loaded,
-            policies=_names(policy) or None,
+            policies=names,
             trials=trials,
             seed=seed,
             storage=place,
@@ -344,9 +350,13 @@ def replay(
 
 
 @app.command()
-def compare(run: RunArguments, as_json: Json = False) -> None:
-    """Hold measured runs against the predictions that were made of them."""
-    _compared(_read(run), as_json, None)
+def compare(run: RunArguments, as_json: Json = False) -> int:
+    """Hold measured runs against the predictions that were made of them: exit code 4 where none was measured."""
+    runs = _read(run)
+    if all(each.manifest.kind != "measured" for each in runs):
+        return _fail("inconclusive: none of the runs was measured (`steelyard replay` measures)", INCONCLUSIVE)
+    _compared(runs, as_json, None)
+    return DONE
 
 
 @app.command()
@@ -408,16 +418,18 @@ def whatif(
     from .show import progress
 
     document, folder = _document(scenario, settings)
+    notes: list[str] = []
     with progress(_console(), "sweeping") as tick:
         result = sweep(
             document,
             folder,
             vary,
             policies=_names(policy) or None,
-            resolve=resolver(runs, force=force),
+            resolve=resolver(runs, force=force, notes=notes),
             seed=seed,
             progress=tick,
         )
+    _say(notes)
     answer = result.document()
     shown = [
         {
@@ -557,7 +569,38 @@ def _load(scenario: str, settings: list[str], runs: Path, force: bool) -> tuple[
     from .calibrate import resolver
 
     notes: list[str] = []
-    return load_scenario(scenario, settings, resolver(runs, force=force, notes=notes)), notes
+    loaded = load_scenario(scenario, settings, resolver(runs, force=force, notes=notes))
+    _say(notes)  # a search has no record to put them in
+    return loaded, notes
+
+
+def _say(notes: list[str]) -> None:
+    """Each note once, on stderr."""
+    for note in dict.fromkeys(notes):
+        sys.stderr.write(f"steelyard: {note}\n")
+
+
+def _written(done: list[Any], runs: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """Write simulated runs; what the command says of each."""
+    from dataclasses import replace
+
+    from ..results.store import code_provenance, write_run
+
+    provenance = {"code": code_provenance()}
+    rows = []
+    for result in done:
+        manifest = result.manifest.model_copy(update={"notes": notes, "provenance": provenance})
+        folder = write_run(replace(result, manifest=manifest), runs / manifest.run_id)
+        rows.append(
+            {
+                "run_id": manifest.run_id,
+                "folder": str(folder),
+                "label": manifest.label,
+                "plan": result.plan,
+                "summary": result.summary.model_dump(mode="json"),
+            }
+        )
+    return rows
 
 
 def _read(folders: list[Path]) -> list[Any]:
@@ -566,16 +609,28 @@ def _read(folders: list[Path]) -> list[Any]:
     return [read_run(folder) for folder in find_runs(folders)]
 
 
-def _study_file(scenario: Any, seed: int | None) -> str:
-    """The journal of a search: another scenario or seed is another search."""
+def _study_file(scenario: Any, names: list[str] | None, seed: int | None, sampler: str) -> str:
+    """The journal of a search: another scenario, policy, source of one, seed or sampler is another search."""
+    from ..policies.search import identity
     from ..results.record import digest
     from .replay import slug
 
-    return f"{slug(scenario.name)}-{digest([scenario.model_dump(mode='json'), seed])[:12]}.journal"
+    return f"{slug(scenario.name)}-{digest(identity(scenario, names, seed=seed, sampler=sampler))[:12]}.journal"
 
 
 def _names(policy: list[str]) -> list[str]:
     return [name.strip() for text in policy for name in text.split(",") if name.strip()]
+
+
+def _bare(names: list[str]) -> list[str]:
+    """The names, if they are names alone."""
+    for name in names:
+        if name.endswith(".toml"):
+            raise InputError("--policy", f"{name!r} is a policy with its parameters set", "give the policy's name")
+        if "=" in name:
+            bare = ":".join(part for part in name.split(":") if "=" not in part)
+            raise InputError("--policy", f"{name!r} sets parameters, which a search does", f"give {bare}")
+    return names
 
 
 def _policies(policy: list[str]) -> list[Any]:

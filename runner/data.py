@@ -18,16 +18,18 @@ def training_data(workload: Workload, training: Training, cache: Path) -> tuple[
     The file holds the arrays of :class:`~steelyard.runner.texts.Encoded`.
 
     Raises:
-        InputError: the configuration has no vocabulary, or the texts are not installed.
+        InputError: the configuration has no vocabulary, the texts are not installed, or the cached file is damaged.
     """
-    from .texts import LABELS, encode, load_texts, random_encoded
+    from .texts import LABELS, Encoded, encode, load_texts, random_encoded, tokenizers_version
 
     vocabulary = workload.model.config.get("vocab_size")
     if not isinstance(vocabulary, int):
         raise InputError("workload.model", "has no vocab_size, so it cannot read texts", "use a text model on lanes")
-    name = digest([vocabulary, workload.sequence_length, training.data, training.held_out])[:16]
+    maker = None if training.data == "random" else tokenizers_version()
+    name = digest([vocabulary, workload.sequence_length, training.data, training.held_out, maker])[:16]
     path = cache / "data" / f"{training.data}-{name}.npz"
     if path.is_file():
+        Encoded.load(path)  # a damaged file is named here, and not by a worker that dies of it
         return path, len(LABELS)
     if training.data == "random":
         encoded = random_encoded(vocabulary, workload.sequence_length, len(LABELS), RANDOM_SAMPLES, seed=0)

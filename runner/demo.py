@@ -15,7 +15,7 @@ from ..results.report import headlines, plan_table
 from ..results.report import report as write_report
 from ..results.store import to_json, write_text
 from ..sim.spec import Scenario, apply_setting, load_scenario, read_document
-from ..sim.view import Fixed, Policy, View, describe
+from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import Report, Tick, calibrate, resolver
 from .replay import replay
 
@@ -84,9 +84,9 @@ def demo(
 def chosen_policies(scenario: Scenario, found: SearchResult) -> list[Policy]:
     """Every built-in policy with its defaults, then the best plans of the search that none of them makes."""
     baselines = [make_policy(name) for name in REGISTRY]
-    plans = {policy.allocate(View.of(scenario)).sha256: policy.allocate(View.of(scenario)) for policy in baselines}
-    count = max(scenario.replay.winners, LEAST_PLANS - len(plans))
-    winners = distinct_plans(scenario, found, count, exclude=list(plans.values()))
+    plans = [allocate(policy, View.of(scenario), scenario) for policy in baselines]
+    count = max(scenario.replay.winners, LEAST_PLANS - len({plan.sha256 for plan in plans}))
+    winners = distinct_plans(scenario, found, count, exclude=plans)
     return [*baselines, *(Fixed(plan, describe(policy)) for policy, plan in winners)]
 
 

@@ -16,7 +16,7 @@ def listing(what: str, runs: Path) -> list[dict[str, Any]]:
     """The entries of a kind.
 
     Raises:
-        InputError: there is no such kind.
+        InputError: there is no such kind, or the runs are in no folder.
     """
     if what == "policies":
         return [_policy(name) for name in _registry()]
@@ -27,6 +27,8 @@ def listing(what: str, runs: Path) -> list[dict[str, Any]]:
     if what == "models":
         return [_model(name) for name in shipped_names("catalog/models")]
     if what == "runs":
+        if runs.exists() and not runs.is_dir():
+            raise InputError(str(runs), "is not a folder", "give the folder that runs are written to")
         return [_run(path) for path in sorted(runs.glob("**/manifest.json")) if not path.parent.name.startswith(".")]
     raise InputError("list", f"{what!r} is unknown", f"one of {', '.join(KINDS)}")
 

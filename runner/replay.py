@@ -24,7 +24,7 @@ from ..sim.engine import simulate, summarise
 from ..sim.noise import stream
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
-from ..sim.view import Fixed, Policy, View, describe
+from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import START_S, Report, Tick, job_of
 from .devices import NamedLane, available_cpus, fingerprint
 from .launch import LaunchResult, Task, require_torch, run_group
@@ -187,8 +187,7 @@ def distinct_entries(scenario: Scenario, policies: Sequence[Policy]) -> tuple[li
     notes = []
     view = View.of(scenario)
     for policy in policies:
-        plan = policy.allocate(view)
-        plan.check(scenario)
+        plan = allocate(policy, view, scenario)
         plan.require_data_parallel()
         record = describe(policy)
         label = _unused(record.label(), {entry.label for entry in entries.values()})

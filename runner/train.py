@@ -12,7 +12,7 @@ from ..results.errors import InputError
 from ..sim.engine import simulate
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
-from ..sim.view import Fixed, Policy, View, describe
+from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import Report, Tick, job_of
 from .launch import LaunchResult, Task, require_torch, run_group
 from .replay import lanes_of
@@ -107,8 +107,7 @@ def train(
             "scikit-learn", "is not installed: it judges the held-out texts", "pip install 'steelyard[demo]'"
         )
     lanes = lanes_of(scenario)
-    plan = policy.allocate(View.of(scenario))
-    plan.check(scenario)
+    plan = allocate(policy, View.of(scenario), scenario)
     record = describe(policy)
     predicted = simulate(scenario, Fixed(plan, record)).summary
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=scenario.seed)

@@ -28,7 +28,7 @@ from .bounds import lower_bound_s
 from .device import CollectiveTable, Profile
 from .plan import Plan
 from .spec import Scenario
-from .view import Policy, View, describe
+from .view import Policy, View, allocate, describe
 
 COMMUNICATION_POWER = 0.5
 """Share of a device's dynamic power while it communicates: an assumption, not a measurement."""
@@ -117,8 +117,7 @@ def simulate(scenario: Scenario, policy: Policy, *, seed: int | None = None, lab
     """
     seed = scenario.seed if seed is None else seed
     view = View.of(scenario)
-    plan = policy.allocate(view)
-    plan.check(scenario)
+    plan = allocate(policy, view, scenario)
     launches = run_launches(scenario, plan, seed=seed, launches=scenario.sampling.launches, record=True)
     return _run(scenario, policy, plan, view, seed=seed, label=label, launches=launches)
 
@@ -134,8 +133,7 @@ def objective_value(scenario: Scenario, policy: Policy, *, seed: int, launches: 
     metric = scenario.objective.metric
     if metric in ("cost", "energy"):
         return -_priced(scenario, policy, seed, metric)
-    plan = policy.allocate(View.of(scenario))
-    plan.check(scenario)
+    plan = allocate(policy, View.of(scenario), scenario)
     times = quantiles(step_durations(run_launches(scenario, plan, seed=seed, launches=launches, record=False)))
     return scenario.workload.global_batch / times.p50 if metric == "throughput" else -times.p90
 

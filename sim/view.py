@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from ..results.record import PolicyRecord
 from . import cost
 from .device import Cluster, Device
-from .plan import Plan
+from .plan import Plan, PlanError
 from .spec import Objective, Scenario
 from .workload import Workload
 
@@ -152,6 +152,26 @@ class Fixed:
     def allocate(self, view: View) -> Plan:
         """The plan, whatever the view."""
         return self.plan
+
+
+def allocate(policy: Policy, view: View, scenario: Scenario) -> Plan:
+    """Ask a policy for its plan, and judge the answer: every executor asks here.
+
+    Args:
+        policy: asked once.
+        view: what it sees.
+        scenario: what the plan must be valid for.
+
+    Raises:
+        Infeasible: the policy has no plan for the scenario.
+        PlanError: its answer is no plan, or one that breaks a rule.
+    """
+    plan: object = policy.allocate(view)
+    if not isinstance(plan, Plan):
+        problem = f"allocate gave a {type(plan).__name__} and no Plan"
+        raise PlanError(f"policy {describe(policy).name}", problem, "return what view.plan(samples) gives")
+    plan.check(scenario)
+    return plan
 
 
 def describe(policy: Policy) -> PolicyRecord:

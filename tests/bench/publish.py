@@ -36,15 +36,17 @@ def publish() -> None:
     with tempfile.TemporaryDirectory() as place:
         figures = Path(place) / "bench.json"
         environment = {**os.environ, "STEELYARD_SCOREBOARD": str(figures)}
-        run(
-            [sys.executable, "-m", "pytest", "-m", "bench", "-q", "-s", "-p", "no:cacheprovider", "tests/bench"],
-            environment,
-        )
-        answer = run([str(Path(sys.executable).parent / "steelyard"), "demo", "--json"], dict(os.environ))
+        run([program("pytest"), "-m", "bench", "-q", "-s", "-p", "no:cacheprovider", "tests/bench"], environment)
+        answer = run([program("steelyard"), "demo", "--json"], dict(os.environ))
         document = json.loads(answer)
         _write("bench.json", json.loads(figures.read_text()))
     _write("demo.json", condensed(document))
     _write_figure(ROOT / Path(document["report"]).parent / "figures")
+
+
+def program(name: str) -> str:
+    """A console script of the environment that runs this."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
@@ -85,8 +87,9 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
     for plan in demo["plans"]:
         predicted, measured = plan["predicted"], plan["measured"]
         name = f"{plan['policy']}, again (A/A)" if plan["twin_of"] else plan["policy"]
+        samples = "+".join(str(each) for each in plan["plan"].values())
         lines.append(
-            f"| {name} | {'+'.join(str(each) for each in plan['plan'].values())} | {_ms(predicted['p50_s'], predicted['interval_s'])} "
+            f"| {name} | {samples} | {_ms(predicted['p50_s'], predicted['interval_s'])} "
             f"| {_ms(measured['median_s'], measured['interval_s'])} | {plan['error_percent']:+.1f} % |"
         )
     tau = "-" if demo["kendall_tau"] is None else f"{demo['kendall_tau']:.2f}"

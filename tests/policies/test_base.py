@@ -89,6 +89,13 @@ def test_the_canonical_order_does_not_depend_on_names_or_places(scenario: Scenar
     assert seen(scenario) == seen(reordered(scenario, order))
 
 
+def test_uniform_needs_a_sample_for_every_device(make_document: Callable[..., dict[str, Any]]) -> None:
+    document = make_document()
+    document["workload"]["global_batch"] = 1
+    with pytest.raises(Infeasible, match="1 samples cannot give every one of 2 devices a share"):
+        Uniform().allocate(View.of(scenario_from(document)))
+
+
 def test_uniform_splits_equally(quiet_scenario: Scenario) -> None:
     assert Uniform().allocate(View.of(quiet_scenario)).split() == {"fast": 16, "slow": 16}
 

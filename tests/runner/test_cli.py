@@ -206,8 +206,12 @@ def test_show_and_report_read_what_was_simulated(simulated: Path, tmp_path: Path
     assert not re.search(r'(src|href)="https?:', page)  # works offline
 
 
-def test_compare_needs_something_measured(simulated: Path, call: Call) -> None:
-    assert "measured" in refused(call("compare", str(simulated)))
+def test_compare_is_inconclusive_where_nothing_was_measured(simulated: Path, call: Call) -> None:
+    answer = call("compare", str(simulated), "--json")
+    assert answer.code == 4
+    assert answer.out == ""
+    (line,) = answer.err.strip().splitlines()
+    assert "measured" in line
 
 
 @pytest.mark.parametrize("what", ["policies", "scenarios", "devices", "links", "models"])
@@ -292,6 +296,14 @@ def test_init_with_a_model_writes_both_or_neither(tmp_path: Path, call: Call) ->
         (["simulate", SHIPPED, "--set", "cluster.nodes.0.devices.0.memory_gib=-1"], "memory_gib"),
         (["simulate", SHIPPED, "--set", "workload.model=../model.json"], "workload.model"),
         (["simulate", "demo"], "steelyard calibrate"),
+        (["check", "demo", "--set", "cluster.colour=red"], "cluster.colour"),
+        (["check", "demo", "--set", "cluster.colour=red"], "known here: calibration, lanes"),
+        (["check", "demo", "--set", "cluster.calibratoin=x.toml"], "did you mean calibration?"),
+        (["check", SHIPPED, "--set", "cluster.lanes=auto"], "cluster.network: unknown key"),
+        (["simulate", SHIPPED, "--set", "workload.global_batch=1"], "1 samples cannot give every one of 2 devices"),
+        (["simulate", SHIPPED, "-p", "makespan,uniform", "--set", "workload.global_batch=1"], "cannot give every one"),
+        (["search", SHIPPED, "-p", "throughput:gamma=1"], "give throughput"),
+        (["search", SHIPPED, "-p", "best.toml"], "best.toml"),
         (["train", "demo"], "steelyard calibrate"),
         (["replay", SHIPPED], "lane"),
         (["replay", "demo", "--budget", "soon"], "--budget"),
@@ -329,6 +341,7 @@ def test_a_mistake_is_one_line_that_names_it(words: list[str], named: str, tmp_p
         ["search", SHIPPED, "--trials", "8", "--runs", "taken", *QUICK],
         ["search", SHIPPED, "--trials", "8", "-o", "taken/best.toml", "--storage", "sqlite://", *QUICK],
         ["init", "taken/x.toml"],
+        ["list", "runs", "--runs", "taken"],
     ],
 )
 def test_a_place_that_cannot_be_written_is_named(words: list[str], tmp_path: Path, call: Call) -> None:
@@ -418,6 +431,47 @@ def test_a_policy_beside_the_command_needs_no_change_here(tmp_path: Path, call: 
     (own,) = call("simulate", SHIPPED, "-p", "own_policy:OnlyFirst", *QUICK, "--json").document()["runs"]
     assert own["label"] == "own_policy:OnlyFirst"
     assert Plan.parse(own["plan"]).split() == {"a100": 256}
+
+
+def test_a_policy_that_returns_no_plan_is_named_and_nothing_is_written(tmp_path: Path, call: Call) -> None:
+    source = "class Loose:\n    def allocate(self, view):\n        return {'a100': 256}\n"
+    (tmp_path / "loose_policy.py").write_text(source)
+    line = refused(call("simulate", SHIPPED, "-p", "makespan,loose_policy:Loose", *QUICK))
+    assert "loose_policy:Loose" in line
+    assert "dict" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_sigterm_ends_with_130_and_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    """The real command: ended while a run folder is being written."""
+    (tmp_path / "terminated_policy.py").write_text(
+        "import os, signal\n"
+        "from steelyard.policies.makespan import Makespan\n"
+        "class Late(Makespan):\n"
+        "    name = 'late'\n"
+        "    def allocate(self, view):\n"
+        "        from steelyard.results import store\n"
+        "        writes = store.to_json\n"
+        "        def to_json(value):\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "            return writes(value)\n"
+        "        store.to_json = to_json\n"
+        "        return super().allocate(view)\n"
+    )
+    command = Path(sys.executable).with_name("steelyard")
+    words = [command, "simulate", SHIPPED, "-p", "terminated_policy:Late", *QUICK]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_another_policy_or_sampler_is_another_study(tmp_path: Path, call: Call) -> None:
+    words = ["search", SHIPPED, "--trials", "3", "--workers", "0", *QUICK]
+    for more in (["-p", "makespan"], ["-p", "throughput"], ["-p", "throughput", "--sampler", "random"]):
+        assert call(*words, *more).code == 0
+    assert call(*words, "-p", "throughput").code == 0  # the same search again: the same file
+    assert len(list((tmp_path / "runs" / "studies").glob("*.journal"))) == 3
 
 
 def test_ctrl_c_ends_with_130_and_keeps_what_is_complete(tmp_path: Path, call: Call) -> None:
@@ -517,8 +571,11 @@ def test_tables_of_another_machine_take_force_and_the_run_says_so(folder: Path, 
         assert "Another Processor" in line
         assert "--force" in line
     assert content(folder) == before
+    searched = call("search", "tiny.toml", "-p", "makespan", "--trials", "2", "--workers", "0", "--force", *QUICK)
+    assert "Another Processor" in searched.err
     forced = call("simulate", "tiny.toml", "-p", "uniform", "--force", *QUICK, "--json")
     assert forced.code == 0
+    assert "Another Processor" in forced.err
     (made,) = forced.document()["runs"]
     assert any("Another Processor" in note for note in read_run(folder / made["folder"]).manifest.notes)
 

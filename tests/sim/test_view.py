@@ -13,7 +13,7 @@ from steelyard.policies import make_policy
 from steelyard.sim import cost
 from steelyard.sim.plan import Plan, PlanError
 from steelyard.sim.spec import Scenario, scenario_from
-from steelyard.sim.view import Fixed, Policy, View, describe
+from steelyard.sim.view import Fixed, Policy, View, allocate, describe
 
 Document = dict[str, Any]
 
@@ -117,3 +117,20 @@ def test_a_fixed_plan_is_a_policy(quiet_scenario: Scenario) -> None:
     assert describe(Fixed(plan)).name == "fixed"
     recorded = describe(make_policy("attention"))
     assert describe(Fixed(plan, recorded)) == recorded
+
+
+@dataclass(frozen=True)
+class Loose:
+    """Answers with samples by name, and no plan."""
+
+    def allocate(self, view: View) -> Any:
+        return {device.name: 1 for device in view.devices}
+
+
+def test_an_answer_is_judged_before_it_is_used(quiet_scenario: Scenario) -> None:
+    view = View.of(quiet_scenario)
+    assert allocate(Mine(), view, quiet_scenario).split() == {"fast": 32}
+    with pytest.raises(PlanError, match=r"Loose.*gave a dict and no Plan"):
+        allocate(Loose(), view, quiet_scenario)
+    with pytest.raises(PlanError, match="the global batch is 32"):
+        allocate(Fixed(Plan.data_parallel(quiet_scenario.workload, {"fast": 31})), view, quiet_scenario)
