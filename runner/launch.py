@@ -191,7 +191,7 @@ def _check(workers: Sequence[Worker], timeout_s: float) -> None:
         raise WorkerFailedError(_verdict(workers, timeout_s))
     now = time.monotonic()
     behind = min(workers, key=lambda worker: (worker.done, worker.signs))
-    limit = START_TIMEOUT_S if behind.done < 0 else timeout_s
+    limit = START_TIMEOUT_S if all(worker.done < 0 for worker in workers) else timeout_s
     if behind.process.poll() is None and now - max(worker.last_seen for worker in workers) > limit:
         raise WorkerFailedError(f"worker {behind.lane.name!r} (rank {behind.rank}) hung: silent for {limit:.0f} s")
 

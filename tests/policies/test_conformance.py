@@ -273,7 +273,7 @@ def test_a_broken_policy_is_caught_with_a_scenario_that_shows_it(kind: type, rul
 def _caught(kind: type) -> ConformanceError:
     """What the kit says of a broken policy."""
     with pytest.raises(ConformanceError) as caught:
-        check_policy(kind, max_examples=100)
+        check_policy(kind, max_examples=500)
     return caught.value
 
 
@@ -301,7 +301,7 @@ def test_a_counter_example_is_small_and_the_same_each_time() -> None:
 def test_unit_free_is_a_choice() -> None:
     check_policy(Seconds, max_examples=30)
     with pytest.raises(ConformanceError, match="four times as long"):
-        check_policy(Seconds, max_examples=100, unit_free=True)
+        check_policy(Seconds, max_examples=500, unit_free=True)
 
 
 def _make(called: str = "Made", **changes: Any) -> type:

@@ -379,7 +379,7 @@ def command(calibrated: Path, runs: Path, place: Path) -> subprocess.Popen[str]:
     shutil.copytree(calibrated / "runs", runs)
     words = [sys.executable, "-m", "steelyard.runner.cli", "replay", str(calibrated / "tiny.toml"), "-p", "uniform"]
     return subprocess.Popen(
-        [*words, "-p", "throughput", *LONGER, "--runs", str(runs), "--json"],
+        [*words, "-p", "linear-cost", *LONGER, "--runs", str(runs), "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
