@@ -21,6 +21,8 @@ BASELINE_POLICY = "uniform"
 """What the speed-up is measured against."""
 JUDGED_FROM = 50
 """Coverage of fewer observations is printed with its count and not judged."""
+NOISY_PERCENT = 5.0
+"""A plan that differs from itself by more than this was not measured on a quiet host, whatever the clocks say."""
 FIDELITIES = ("datasheet", "calibrated", "profiled")
 """Weakest first."""
 
@@ -158,7 +160,7 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
         measured_best=best.row.label,
         noise_floor_percent=floor,
         speedup_over_uniform=_speedup(own, picked, notes),
-        busy=any(pair.row.busy for pair in pairs),
+        busy=any(pair.row.busy for pair in pairs) or (floor is not None and floor > NOISY_PERCENT),
         **_errors(own),
         **_ranking(own, floor, seed, notes),
         **_coverage(own, notes),

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from . import plots
-from .compare import BASELINE_POLICY, Comparison, PlanRow, compare, plan_row
+from .compare import BASELINE_POLICY, NOISY_PERCENT, Comparison, PlanRow, compare, plan_row
 from .errors import InputError
 from .record import Run
 from .store import write_text
@@ -88,7 +88,7 @@ def report(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> Path:
     page = PAGE.substitute(
         title=escape(_title(runs)),
         lead=escape(_lead(rows, comparison)),
-        busy=_busy(runs),
+        busy=_busy(runs, comparison),
         sections="\n".join(_sections(runs, rows, comparison, pictures)),
     )
     write_text(folder / "report.html", page)
@@ -158,14 +158,18 @@ def _lead(rows: Sequence[PlanRow], comparison: Comparison | None) -> str:
     )
 
 
-def _busy(runs: Sequence[Run]) -> str:
-    """The mark of a busy host, in plain sight."""
-    busy = [run for run in runs if run.manifest.kind == "measured" and _contention(run).get("busy")]
-    if not busy:
+def _busy(runs: Sequence[Run], comparison: Comparison | None) -> str:
+    """The mark of a busy or noisy host, in plain sight."""
+    if comparison is None or not comparison.busy:
         return ""
-    shares = [_number(_contention(run).get("contended_percent")) for run in busy]
-    told = [f"{min(shares):.0f} to {max(shares):.0f} % of a plan's compute segments were disturbed, after retries"]
-    told += _drifts(busy)
+    told = []
+    busy = [run for run in runs if run.manifest.kind == "measured" and _contention(run).get("busy")]
+    if busy:
+        shares = [_number(_contention(run).get("contended_percent")) for run in busy]
+        told = [f"{min(shares):.0f} to {max(shares):.0f} % of a plan's compute segments were disturbed, after retries"]
+        told += _drifts(busy)
+    if comparison.noise_floor_percent is not None and comparison.noise_floor_percent > NOISY_PERCENT:
+        told.append(f"one plan, measured twice, differed from itself by {comparison.noise_floor_percent:.1f} %")
     text = "; ".join(told) + ". Read the errors with that in mind."
     return f'<p class="busy" role="alert"><strong>The host was busy:</strong> {escape(text)}</p>'
 

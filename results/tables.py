@@ -127,7 +127,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 def headlines(comparison: Comparison) -> list[str]:
     """The same figures as lines for a terminal, a busy host first and the notes last."""
-    busy = ["the host was busy: read the errors with that in mind"] if comparison.busy else []
+    busy = ["the host was busy or noisy: read the errors with that in mind"] if comparison.busy else []
     lines = [f"{name}: {value} ({meaning})" for name, value, meaning in facts(comparison)]
     return [*busy, *lines, *(f"note: {note}" for note in comparison.notes)]
 

@@ -25,7 +25,6 @@ START_S = 8.0
 """What a group of workers takes to start, for the estimate of the time needed."""
 LEAST_QUIET = 2
 """Undisturbed steps of a size in a launch that are enough to leave the disturbed ones out."""
-PROBE_REPEATS = 40
 BLOCKS_PER_PLAN = 3
 """Blocks that a plan is measured in within one launch (the default of ``replay.rounds``)."""
 MAX_RESIDUALS = 101
@@ -466,7 +465,7 @@ def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibra
     ranks = list(range(lanes))
     tasks: list[Task] = []
     for _ in range(effort.rounds):
-        tasks.append({"op": "probe", "repeats": PROBE_REPEATS})
+        tasks.append({"op": "probe"})
         own = [
             {"op": "profile", "micro_batch": size, "seconds": effort.seconds_per_point, "least": effort.least_steps}
             for size in sizes

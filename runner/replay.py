@@ -29,7 +29,6 @@ from .calibrate import START_S, Report, Tick, job_of
 from .devices import NamedLane, available_cpus, fingerprint
 from .launch import LaunchResult, Task, require_torch, run_group
 
-PROBE_REPEATS = 20
 BUSY_PERCENT = 5.0
 """More disturbed compute segments than this, and the host counts as busy."""
 DRIFT_PERCENT = 10.0
@@ -398,7 +397,7 @@ def _tasks(scenario: Scenario, entries: Sequence[Entry], *, steps: int, seed: in
     order = random.Random(int(stream(seed, "rounds", launch).integers(2**32)))  # noqa: S311 - an order, not a secret
     tasks: list[Task] = []
     for number in range(scenario.replay.rounds):
-        tasks.append({"op": "probe", "repeats": PROBE_REPEATS})
+        tasks.append({"op": "probe"})
         indices = list(range(len(entries)))
         order.shuffle(indices)
         for index in indices:
@@ -414,7 +413,7 @@ def _tasks(scenario: Scenario, entries: Sequence[Entry], *, steps: int, seed: in
                     "offset": number * steps,
                 }
             )
-    tasks.append({"op": "probe", "repeats": PROBE_REPEATS})
+    tasks.append({"op": "probe"})
     return tasks
 
 

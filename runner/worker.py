@@ -27,6 +27,7 @@ Segment = tuple[str, int, float, float, float]
 WALL_OVER_CPU = 1.05
 """A compute segment that takes this much longer than its processor time was disturbed."""
 EVALUATED_AT_ONCE = 256
+PROBE_WARMUP, PROBE_REPEATS = 15, 40
 PATIENCE = 30
 """A member waits in a collective for so many times as long as the driver lets the whole group be silent."""
 CLOCK_S = 1e-4
@@ -281,10 +282,10 @@ def probe(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
         torch.manual_seed(0)
         member.busy_probe = _probe_once(member, training_kernel(member.device))
-        for _ in range(10):
-            member.busy_probe()
     member.meet()
-    times = sorted(member.busy_probe() for _ in range(task["repeats"]))
+    for _ in range(PROBE_WARMUP):  # whatever ran before has left the caches to the probe's cost
+        member.busy_probe()
+    times = sorted(member.busy_probe() for _ in range(PROBE_REPEATS))
     return {"median_s": times[len(times) // 2]}
 
 

@@ -101,7 +101,7 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
         f"regret {demo['regret_percent']:.1f} %, coverage {demo['coverage_percent']:.0f} %{judged}, "
         f"noise floor {demo['noise_floor_percent']:.1f} %, speed-up over uniform {demo['speedup_over_uniform']:.2f}; "
         f"{demo['search_trials']} trials at {demo['search_trials_per_s']:.0f} per second. "
-        + ("**The host was busy.**" if demo["busy"] else "The host was quiet."),
+        + ("**The host was busy or noisy.**" if demo["busy"] else "The host was quiet."),
     ]
     if demo["mape_drift_adjusted_percent"] is not None:
         lines[-1] += (
@@ -117,7 +117,7 @@ def validated_lines(demo: dict[str, Any]) -> list[str]:
         f"- `profiled` predictions on CPU lanes: mean absolute error {demo['mape_percent']:.1f} %, worst "
         f"{demo['worst_error_percent']:.1f} %, on {demo['date']}, {host['cores']} cores of {host['cpu']}, "
         f"{host['system']}, Python {host['python']}, torch {host['torch']}, transformers {host['transformers']}"
-        + (", on a busy host." if demo["busy"] else ".")
+        + (", on a busy or noisy host." if demo["busy"] else ".")
     ]
 
 
