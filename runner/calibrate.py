@@ -19,7 +19,7 @@ from ..sim.spec import Calibrating, Replay, Training, expand, inside, parse_file
 from ..sim.workload import Name, NonNegative, Spec, Workload
 from .data import training_data
 from .devices import LaneFile, NamedLane, Offer, default_lanes, fingerprint
-from .launch import LaunchResult, Task, require_torch, run_group
+from .launch import LaunchResult, Task, require_torch, run_group, ticking
 
 START_S = 8.0
 """What a group of workers takes to start, for the estimate of the time needed."""
@@ -137,13 +137,8 @@ def measure(
     total = sum(len(tasks) for tasks in plans)
     results: list[LaunchResult] = []
     for number, tasks in enumerate(plans):
-        before = sum(len(each) for each in plans[:number])
-
-        def step(name: str, done: int, _: float, before: int = before) -> None:
-            if name == lanes[-1].name:
-                tick(before + done, total)
-
-        results.append(run_group(lanes, tasks, job, timeout_s=timeout_s, data=data, progress=step))
+        progress = ticking(lanes[-1], tick, sum(map(len, plans[:number])), total)
+        results.append(run_group(lanes, tasks, job, timeout_s=timeout_s, data=data, progress=progress))
     cluster = build_cluster(workload, lanes, offers, results)
     calibration = Calibration(
         cluster=cluster,

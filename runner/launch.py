@@ -107,6 +107,16 @@ def run_group(
         shutil.rmtree(place, ignore_errors=True)
 
 
+def ticking(lane: NamedLane, tick: Callable[[int, int], None], before: int, total: int) -> Progress:
+    """Progress over several launches, by the tasks of one lane: ``before`` were done in earlier launches."""
+
+    def progress(name: str, done: int, _: float) -> None:
+        if name == lane.name:
+            tick(before + done, total)
+
+    return progress
+
+
 def probe_lanes(lanes: Sequence[NamedLane]) -> list[Task]:
     """Capability and speeds of each lane: one fresh process each, one lane at a time, so that none disturbs another."""
     return [run_group([lane], [{"op": "figures"}], {}, timeout_s=60.0).answers[0][0] for lane in lanes]

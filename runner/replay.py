@@ -27,7 +27,7 @@ from ..sim.spec import Scenario
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import START_S, Report, Tick, job_of
 from .devices import NamedLane, available_cpus, fingerprint
-from .launch import LaunchResult, Task, require_torch, run_group
+from .launch import LaunchResult, Task, require_torch, run_group, ticking
 
 BUSY_PERCENT = 5.0
 """More disturbed compute segments than this, and the host counts as busy."""
@@ -148,14 +148,10 @@ def run_launches(
     total = sum(map(len, tasks))
     try:
         for number, own in enumerate(tasks):
-
-            def step(name: str, done: int, _: float, before: int = number * len(own)) -> None:
-                if name == lanes[-1].name:
-                    tick(before + done, total)
-
             report(f"launch {number + 1} of {len(tasks)}: a fresh process per lane")
             timeout_s = scenario.replay.timeout_s
-            launches.append(run_group(lanes, own, job, timeout_s=timeout_s, data=data, progress=step))
+            progress = ticking(lanes[-1], tick, sum(map(len, tasks[:number])), total)
+            launches.append(run_group(lanes, own, job, timeout_s=timeout_s, data=data, progress=progress))
     except (KeyboardInterrupt, WorkerFailedError) as stopped:
         if not launches:
             raise
@@ -236,7 +232,7 @@ def predict(
 
     A simulated launch has as many steps as a measured one: the interval is that of such a launch's median.
     """
-    counted = scenario.replay.rounds * max(1, scenario.replay.steps // scenario.replay.rounds)
+    counted = scenario.replay.rounds * steps_per_round(scenario)
     sampling = scenario.sampling.model_copy(update={"steps": counted + 1})
     scenario = scenario.model_copy(update={"sampling": sampling})
     predicted = []
@@ -271,10 +267,15 @@ def twin(entries: Sequence[Entry]) -> Entry:
     return Entry(f"{best.label} (twin)", best.record, best.plan, best.prediction, twin_of=best.label)
 
 
+def steps_per_round(scenario: Scenario) -> int:
+    """Measured steps per plan, launch and round that the scenario asks for."""
+    return max(1, scenario.replay.steps // scenario.replay.rounds)
+
+
 def steps_within(scenario: Scenario, entries: Sequence[Entry], budget_s: float | None) -> int:
     """Measured steps per plan, launch and round: what the scenario asks for, or what the budget allows."""
     settings = scenario.replay
-    wanted = max(1, settings.steps // settings.rounds)
+    wanted = steps_per_round(scenario)
     if budget_s is None:
         return wanted
     step_s = sum(entry.prediction.summary.step_time_s.p50 for entry in entries if entry.prediction)
@@ -361,7 +362,10 @@ def contention(scenario: Scenario, launches: Sequence[LaunchResult], index: int)
         "busy": bool(reasons),
         "reasons": reasons,
         "contended_percent": contended,
-        "retries": sum(block["retries"] for block in blocks),
+        # All ranks retry by common decision: one of them tells how often.
+        "retries": sum(
+            answer["retries"] for launch in launches for task, answer in launch.of("block", 0) if task["index"] == index
+        ),
         "drift_percent": drift,
     }
 
