@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .workload import Count, Facts, Name, NonNegative, Positive, Spec
+from .workload import Count, Dtype, Facts, Name, NonNegative, Positive, Share, Spec
 
 GIB = 2**30
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -67,6 +67,44 @@ class Profile(Spec):
         return self
 
 
+class LayerPoint(Spec):
+    """Median times of every layer for one micro-batch size and tensor-parallel degree, measured on a device."""
+
+    micro_batch: Count
+    tensor_degree: Count = 1
+    forward_s: Annotated[list[NonNegative], Field(min_length=1, max_length=100_000)]
+    backward_s: Annotated[list[NonNegative], Field(min_length=1, max_length=100_000)]
+    optimizer_s: Annotated[list[NonNegative], Field(min_length=1, max_length=100_000)]
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        if not len(self.forward_s) == len(self.backward_s) == len(self.optimizer_s):
+            raise ValueError("forward_s, backward_s and optimizer_s differ in length; each has one entry per layer")
+        return self
+
+
+class LayerProfile(Spec):
+    """What was measured of one model on one device, layer by layer."""
+
+    schema_version: Annotated[int, Field(ge=1, le=1)] = 1
+    model: Name
+    """Name of the model that ran; its layers are the workload's, one entry each."""
+    sequence_length: Count
+    dtype: Dtype
+    points: Annotated[list[LayerPoint], Field(min_length=1, max_length=10_000)]
+    tensor_collectives: bool = True
+    """Whether the times hold the collectives of the tensor-parallel group."""
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if len({(point.micro_batch, point.tensor_degree) for point in self.points}) != len(self.points):
+            raise ValueError("two points have the same micro_batch and tensor_degree; keep one")
+        if len({len(point.forward_s) for point in self.points}) > 1:
+            raise ValueError("the points have different numbers of layers; all measure the same model")
+        return self
+
+
 class Lane(Spec):
     """How a device is had on this host: which processor, with which instruction sets, how many threads."""
 
@@ -97,13 +135,31 @@ class Device(Spec):
     """Memory that the framework takes before the model's first byte."""
     idle_w: NonNegative | None = None
     max_w: Positive | None = None
+    communication_power_share: Share = 0.5
+    """Share of the dynamic power (max less idle) while only communicating: 0.5 is an assumption, not a measurement."""
     price_usd_per_hour: NonNegative | None = None
+    mtbf_hours: Positive | None = None
+    """Mean time between failures of this one device; None: it does not fail."""
+    preemptions_per_hour: NonNegative = 0.0
+    """How often its owner takes a spot device away."""
+    slowdown: Positive = 1.0
+    """Its work takes so many times as long as its figures say: a straggler is above 1."""
+    overlaps: bool = True
+    """Whether collectives run beside compute (a lane's share its cores with it, so they do not)."""
+    ranges: dict[str, tuple[NonNegative, NonNegative]] = Field(default_factory=dict)
+    """Lowest and highest value of a figure where sources differ."""
     source: dict[str, str] = Field(default_factory=dict)
     """Where each figure is from; "recalled": nobody opened the source."""
     lane: Lane | None = None
     probe_s: Positive | None = None
     """Seconds of a fixed small piece of work when the lane was calibrated: tells how far a host has drifted since."""
     profile: Profile | None = None
+    layer_profile: LayerProfile | None = None
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether collectives run beside compute here."""
+        return self.overlaps and self.lane is None
 
     @property
     def memory_bytes(self) -> float:
@@ -130,12 +186,18 @@ class Device(Spec):
 
 
 class Link(Spec):
-    """A way between devices."""
+    """A way between devices: each device on it sends and receives at its bandwidth, unless it is shared."""
 
     name: Name
     latency_us: NonNegative
     bandwidth_gb_per_s: Positive
-    """10^9 bytes per second in one direction."""
+    """10^9 bytes per second in one direction (of an uplink: up, away from the device)."""
+    reverse_bandwidth_gb_per_s: Positive | None = None
+    """The other direction (of an uplink: down, towards the device); None: the same."""
+    shared: bool = False
+    """One medium for all devices on it, in both directions (a bus); else each has its own way to a switch."""
+    efficiency: Fraction = 1.0
+    """Share of the nominal bandwidth that a large message reaches."""
     source: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -145,8 +207,16 @@ class Link(Spec):
 
     @property
     def bandwidth(self) -> float:
-        """Bytes per second."""
-        return self.bandwidth_gb_per_s * 1e9
+        """Bytes per second that a large message reaches."""
+        return self.bandwidth_gb_per_s * 1e9 * self.efficiency
+
+    @property
+    def reverse_bandwidth(self) -> float:
+        """The same in the other direction."""
+        return (self.reverse_bandwidth_gb_per_s or self.bandwidth_gb_per_s) * 1e9 * self.efficiency
+
+
+CollectiveKind = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "point_to_point"]
 
 
 class CollectivePoint(Spec):
@@ -159,7 +229,7 @@ class CollectivePoint(Spec):
 class CollectiveTable(Spec):
     """A collective measured over the named devices: a table, interpolated in the logarithm of the size."""
 
-    kind: Literal["all_reduce"] = "all_reduce"
+    kind: CollectiveKind = "all_reduce"
     backend: Name
     devices: Annotated[list[Name], Field(min_length=2)]
     points: Annotated[list[CollectivePoint], Field(min_length=2, max_length=10_000)]
@@ -179,6 +249,25 @@ class Node(Spec):
     name: Name
     devices: Annotated[list[Device], Field(min_length=1, max_length=100_000)]
     link: Link
+    network: Link | None = None
+    """The machine's own way to the network; None: the cluster's."""
+    nics: Count = 1
+    """Network adapters; the devices are dealt to them in order, those of one adapter share it."""
+    switch: Name | None = None
+    """The switch that its adapters are on; None: the network's core."""
+    loader_samples_per_s: Positive | None = None
+    """Samples per second that its input pipeline delivers to all its devices; None: never the bottleneck."""
+    mtbf_hours: Positive | None = None
+    """Mean time between failures of the whole machine (beside those of its devices)."""
+
+
+class Switch(Spec):
+    """A switch between machines: what goes past it shares its uplink (oversubscription is a thin uplink)."""
+
+    name: Name
+    uplink: Link
+    parent: Name | None = None
+    """The switch above; None: the network's core, which carries everything."""
 
 
 class Cluster(Spec):
@@ -186,6 +275,9 @@ class Cluster(Spec):
 
     nodes: Annotated[list[Node], Field(min_length=1, max_length=100_000)]
     network: Link | None = None
+    switches: Annotated[list[Switch], Field(max_length=100_000)] = Field(default_factory=list)
+    backend: Literal["nccl", "gloo"] = "nccl"
+    """Whose collective algorithms are modelled."""
     collectives: list[CollectiveTable] = Field(default_factory=list)
     fingerprint: Facts = Field(default_factory=dict)
     """The hardware and software that measured tables belong to; empty for a cluster from the catalog."""
@@ -202,10 +294,29 @@ class Cluster(Spec):
         if times > 1:
             raise ValueError(f"two devices are named {name!r}; give each entry its own name")
         if len(self.nodes) > 1 and self.network is None:
-            raise ValueError("several nodes need a network link; add [cluster.network]")
+            lacking = [node.name for node in self.nodes if node.network is None]
+            if lacking:
+                raise ValueError("several nodes need a network link; add [cluster.network]")
+        self._check_switches()
         unknown = sorted({name for table in self.collectives for name in table.devices} - set(names))
         if unknown:
             raise ValueError(
                 f"a collective table names {unknown[0]!r}, which is no device of the cluster; remove the table"
             )
         return self
+
+    def _check_switches(self) -> None:
+        parents = {switch.name: switch.parent for switch in self.switches}
+        if len(parents) != len(self.switches):
+            raise ValueError("two switches have the same name; give each its own")
+        named = [node.switch for node in self.nodes] + list(parents.values())
+        unknown = next((name for name in named if name is not None and name not in parents), None)
+        if unknown is not None:
+            raise ValueError(f"there is no switch {unknown!r}; add it to cluster.switches")
+        for start, parent in parents.items():
+            way, at = [start], parent
+            while at is not None:
+                if at in way:
+                    raise ValueError(f"the switches {' -> '.join([*way, at])} form a circle; one must have no parent")
+                way.append(at)
+                at = parents[at]

@@ -39,6 +39,8 @@ class Stage(Spec):
     last: Annotated[int, Field(ge=1)]
     replicas: Annotated[list[Replica], Field(min_length=1)]
     recompute: Literal["none", "selective", "full"] = "none"
+    sequence_parallel: bool = False
+    """Whether what tensor parallelism leaves whole is divided along the sequence (Korthikanti et al. 2022)."""
 
 
 class Pipeline(Spec):
@@ -66,9 +68,19 @@ class Plan(Spec):
     pipelines: Annotated[list[Pipeline], Field(min_length=1)]
     schedule: Literal["gpipe", "1f1b", "interleaved"] = "gpipe"
     zero: Annotated[int, Field(ge=0, le=3)] = 0
+    """What is sharded over the devices that hold the same layers (Rajbhandari et al. 2020): 1 optimizer states, 2 also
+    gradients, 3 also weights."""
+    state_shares: dict[Name, Annotated[float, Field(ge=0, le=1)]] | None = None
+    """With zero: each device's share of what is sharded (Cephalo: a device with memory to spare holds more); those of
+    the devices that hold the same part of a layer sum to 1. None: equal shares."""
+    overlap: bool = True
+    """Whether gradients are synchronised while the backward pass still runs, where the devices can."""
+    bucket_mib: Annotated[float, Field(gt=0, le=1e9)] = 100.0
+    """Gradients are synchronised in messages of at least this size, as the layers are done."""
     deal: Literal["count", "tokens", "cost"] = "count"
     dispatch: Literal["static", "pull"] = "static"
-    sync_every: Annotated[int, Field(ge=1)] = 1
+    sync_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    """Optimizer steps between two synchronisations; above 1 the pipelines average their weights (local SGD)."""
 
     @classmethod
     def data_parallel(cls, workload: Workload, samples: Mapping[str, int]) -> Self:

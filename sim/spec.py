@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ..results.errors import InputError
 from ..results.store import read_text
 from .device import Cluster, Device, Link, Node
-from .workload import Model, Name, Positive, Spec, Whole, Workload
+from .workload import Model, Name, NonNegative, Positive, Spec, Whole, Workload
 
 MAX_INPUT_BYTES = 16 * 2**20
 MAX_DEVICES = 100_000
@@ -31,6 +31,55 @@ class Objective(Spec):
     """What a search makes as large (or small) as it can."""
 
     metric: Literal["throughput", "step_time_p90", "cost", "energy"] = "throughput"
+
+
+class Variation(Spec):
+    """How much devices and steps differ where nothing was measured; all zero: a deterministic prediction."""
+
+    step_cv: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """Coefficient of variation of a piece of work on a device from step to step (log-normal)."""
+    device_cv: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """The same from device to device: drawn once per launch and device."""
+    network_cv: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """The same of a collective or transfer."""
+    straggler_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of devices that are slow in a launch."""
+    straggler_slowdown: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    """What the work of a slow one takes, relative to the others."""
+
+
+class Faults(Spec):
+    """Failures of devices and machines over a long training run, and how it survives them."""
+
+    device_mtbf_hours: Positive | None = None
+    """Mean time between failures of each device that names none of its own."""
+    node_mtbf_hours: Positive | None = None
+    """The same of each machine."""
+    preemption_notice_s: NonNegative = 0.0
+    """Warning before a spot device goes: enough for a checkpoint, and no work is lost."""
+    checkpoint_interval_s: Positive | None = None
+    """Work between two checkpoints; None: the best interval is looked for."""
+    checkpoint_s: Positive | None = None
+    """Seconds that a checkpoint stops the training; None: the states over storage_gb_per_s."""
+    storage_gb_per_s: Positive = 2.0
+    """10^9 bytes per second that all devices together write to storage."""
+    restart_s: NonNegative = 300.0
+    """From a failure to the first step again: detect, replace, load the checkpoint."""
+    preemption_wait_s: NonNegative = 600.0
+    """From the loss of a spot device until one is to be had again."""
+    work_hours: Positive = 168.0
+    """Length of the training run without any failure."""
+    runs: Annotated[int, Field(ge=1, le=100_000)] = 200
+    """Simulated training runs."""
+
+
+class Energy(Spec):
+    """What a joule costs the world."""
+
+    carbon_kg_per_kwh: NonNegative | None = None
+    """Carbon dioxide per kilowatt hour of the grid."""
+    power_usage_effectiveness: Annotated[float, Field(ge=1, le=10)] = 1.0
+    """Energy of the whole site over that of the devices."""
 
 
 class Sampling(Spec):
@@ -94,6 +143,9 @@ class Scenario(Spec):
     workload: Workload
     objective: Objective = Objective()
     sampling: Sampling = Sampling()
+    variation: Variation = Variation()
+    faults: Faults | None = None
+    energy: Energy = Energy()
     calibration: Calibrating = Calibrating()
     replay: Replay = Replay()
     training: Training = Training()

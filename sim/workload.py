@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..results.record import canonical_json, digest
 
 Positive = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -21,6 +22,7 @@ Polynomial = Annotated[list[NonNegative], Field(min_length=1, max_length=4)]
 DTYPE_BYTES: dict[str, int] = {"fp64": 8, "fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 Dtype = Literal["fp64", "fp32", "tf32", "bf16", "fp16", "fp8"]
 Optimizer = Literal["sgd", "momentum", "adamw"]
+MAX_REPEAT = 10_000
 OPTIMIZER_STATES: dict[str, int] = {"sgd": 0, "momentum": 1, "adamw": 2}
 """fp32 values that the optimizer keeps per trainable parameter, beside the weights."""
 
@@ -68,6 +70,23 @@ class Operator(Spec):
     """Activation elements read and written per sample."""
     weight_elements: Whole = 0
     """Weight elements read once per micro-batch."""
+    divided: Share = 1.0
+    """Share of the work that tensor parallelism divides; the rest every rank repeats unless sequence parallelism is on."""
+
+
+class TensorSplit(Spec):
+    """How a layer divides over the devices of a tensor-parallel group (Shoeybi et al. 2019, Megatron-LM)."""
+
+    divisor: Count
+    """The degree must divide it: attention heads, key-value heads, experts."""
+    forward_elements: list[Polynomial] = Field(default_factory=list, max_length=64)
+    """Per all-reduce of the forward pass, its elements per sample."""
+    backward_elements: list[Polynomial] = Field(default_factory=list, max_length=64)
+    """Per all-reduce of the backward pass, its elements per sample."""
+    divided_activations: Share = 1.0
+    """Share of the kept activations that the degree divides; sequence parallelism divides the rest too."""
+    divided_parameters: Share = 1.0
+    """Share of the parameters that the degree divides (a norm's are held by every rank)."""
 
 
 class Layer(Spec):
@@ -80,12 +99,18 @@ class Layer(Spec):
     backward: list[Operator]
     activation_elements: Polynomial
     """Elements kept from forward to backward, per sample."""
+    selective_elements: Polynomial = Field(default_factory=lambda: [0.0])
+    """Of those, what selective recomputation gives back: attention scores, where they are kept."""
+    selective_flops: Polynomial = Field(default_factory=lambda: [0.0])
+    """FLOPs that selective recomputation adds to the backward pass, per sample."""
     output_elements: Polynomial
     """Elements handed to the next layer, per sample."""
     inputs: list[Name] | None = None
     """Names of the layers that feed this one; None: the layer before (a chain)."""
     tied_with: Name | None = None
     """Layer whose parameters these are too: counted there."""
+    tensor: TensorSplit | None = None
+    """How tensor parallelism divides the layer; None: it cannot."""
 
     def forward_flops(self, tokens: int) -> float:
         """FLOPs of the forward pass for one sample of ``tokens`` tokens."""
@@ -105,6 +130,33 @@ class Model(Spec):
     source: str = ""
     config: Facts = Field(default_factory=dict)
     layers: Annotated[list[Layer], Field(min_length=1, max_length=100_000)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _repeated(cls, data: Any) -> Any:
+        """Entries with ``repeat`` become so many layers, ``{}`` in the name the number (from 0)."""
+        if not isinstance(data, dict) or not isinstance(data.get("layers"), list):
+            return data
+        return {**data, "layers": [layer for entry in data["layers"] for layer in _copies(entry)]}
+
+
+NOT_WORK: dict[str, Any] = {
+    **dict.fromkeys(("tensor", "selective_elements", "selective_flops"), True),
+    **{key: {"__all__": {"divided"}} for key in ("forward", "backward")},
+}
+"""Fields of a layer that say how it can be divided, not what there is to do."""
+
+
+def _copies(entry: Any) -> list[Any]:
+    if not isinstance(entry, dict) or "repeat" not in entry:
+        return [entry]
+    count, name = entry["repeat"], entry.get("name")
+    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MAX_REPEAT:
+        raise ValueError(f"a layer's repeat is not a whole number from 1 to {MAX_REPEAT}; correct it")
+    if not isinstance(name, str) or "{}" not in name:
+        raise ValueError("a layer with repeat needs a name with {} in it; for example h.{}")
+    rest = {key: value for key, value in entry.items() if key != "repeat"}
+    return [{**rest, "name": name.replace("{}", str(number))} for number in range(count)]
 
 
 class Workload(Spec):
@@ -173,5 +225,5 @@ class Workload(Spec):
 
         The global batch is not part of it (a profile holds several micro-batches), nor are names and sources.
         """
-        layers = [layer.model_dump(mode="json") for layer in self.layers]
+        layers = [layer.model_dump(mode="json", exclude=NOT_WORK) for layer in self.layers]
         return digest([layers, self.sequence_length, self.dtype, self.optimizer])[:16]
