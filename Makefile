@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := runner,demo,cluster,testing,dev
 
-.PHONY: help venv demo test slow lint bench publish clean
+.PHONY: help venv demo test slow lint bench baselines publish validate clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -44,8 +44,20 @@ lint:  ## Style, types, import direction (needs `make venv` once)
 bench: $(STAMP)  ## Benchmarks: ratios measured side by side in one run
 	$(BIN)/pytest -m bench -s tests/bench
 
+baselines: $(STAMP)  ## Record the shipped scenarios anew in results/baselines/, where a change of predictions is meant
+	@for file in sim/scenarios/*.toml; do \
+		name=$$(basename $$file .toml); test $$name != demo || continue; runs=$$(mktemp -d); \
+		$(BIN)/steelyard simulate $$name --runs $$runs >/dev/null \
+			&& $(BIN)/steelyard gate $$runs --baseline results/baselines/$$name.json --update-baseline >/dev/null \
+			&& rm -r $$runs && echo "wrote results/baselines/$$name.json" || exit 1; \
+	done
+
 publish: $(STAMP)  ## Write results/scoreboard/ from a demo and the benchmarks: the figures that the README quotes
 	$(BIN)/python tests/bench/publish.py
+
+DATA ?= ../shared/data
+validate: $(STAMP)  ## Predictions against published measurements (DATA=folder), next to two baselines
+	$(BIN)/steelyard validate $(DATA) $(ARGS)
 
 clean:  ## Remove what the tools left, not the runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..results.errors import InputError
-from ..sim.spec import parse_file, parse_value
+from ..sim.spec import Scenario, parse_file, parse_value
 from ..sim.view import Policy
 from ._base import Choice, Parameter, Range, canonical, capacities, parameters, round_shares, searchable
 
@@ -21,10 +21,14 @@ REGISTRY: dict[str, str] = {
     "linear-cost": "steelyard.policies.linear_cost:LinearCost",
     "makespan": "steelyard.policies.makespan:Makespan",
     "attention": "steelyard.policies.attention:Attention",
+    "grid": "steelyard.policies.grid:Grid",
 }
 """Name -> class. A new policy is one new file and one line here."""
+DEFAULTS: tuple[str, ...] = ("uniform", "flops", "throughput", "linear-cost", "makespan", "attention")
+"""What is tried where nobody names a policy: data-parallel plans, which the lanes of a host can run too."""
 
 __all__ = [
+    "DEFAULTS",
     "REGISTRY",
     "Choice",
     "Range",
@@ -32,6 +36,7 @@ __all__ = [
     "capacities",
     "make_policy",
     "parameters",
+    "policies_for",
     "policy_class",
     "policy_from_text",
     "round_shares",
@@ -85,22 +90,47 @@ def make_policy(name: str, values: Mapping[str, Any] | None = None) -> Policy:
     return policy
 
 
+def policies_for(scenario: Scenario, texts: Sequence[str] = ()) -> list[Policy]:
+    """The policies of some texts; without any, those that the scenario names; else the :data:`DEFAULTS`.
+
+    Raises:
+        InputError: see :func:`policy_from_text`.
+    """
+    return [policy_from_text(text) for text in texts or scenario.policies or DEFAULTS]
+
+
 def policy_from_text(text: str) -> Policy:
-    """A policy from the command line: ``name``, ``name:key=value:key=value``, ``module:Class``, or a ``best.toml``.
+    """A policy from text.
+
+    ``name``, ``name(key=value, key=value)`` (as a run's label has it), ``name:key=value:key=value``, ``module:Class``
+    (with parameters too), or the path of a ``best.toml``.
 
     Raises:
         InputError: see :func:`make_policy`.
     """
     if text.endswith(".toml"):
         return _from_file(Path(text))
-    parts = text.split(":")
-    settings = [part for part in parts if "=" in part]
-    name = ":".join(part for part in parts if "=" not in part)
+    name, settings = _parted(text)
     values = {}
     for setting in settings:
-        key, _, value = setting.partition("=")
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(
+                f"policy.{name}", f"{setting.strip()!r} is not key=value", "write name(key=value, key=value)"
+            )
         values[key.strip()] = parse_value(value.strip())
     return make_policy(name, values)
+
+
+def _parted(text: str) -> tuple[str, list[str]]:
+    """A policy's name and its settings, each ``key=value``."""
+    outer, bracket, inner = text.partition("(")
+    if bracket:
+        if not inner.rstrip().endswith(")"):
+            raise InputError("policy", f"{text!r} has no closing parenthesis", "write name(key=value, key=value)")
+        return outer.strip(), [part for part in inner.rstrip()[:-1].split(",") if part.strip()]
+    parts = text.split(":")
+    return ":".join(part for part in parts if "=" not in part), [part for part in parts if "=" in part]
 
 
 def _from_file(file: Path) -> Policy:

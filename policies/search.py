@@ -31,7 +31,7 @@ from ..sim.cost import MODEL_VERSION
 from ..sim.plan import Infeasible, Plan
 from ..sim.spec import Scenario
 from ..sim.view import Policy, View, allocate, describe
-from . import REGISTRY, make_policy, policy_class
+from . import DEFAULTS, REGISTRY, make_policy, policy_class
 from ._base import Choice, Parameter, Range, parameters, searchable
 from .storage import open_storage
 from .toml import to_toml
@@ -191,7 +191,8 @@ def search(
 
     Args:
         scenario: what is simulated.
-        policies: names as :func:`~steelyard.policies.policy_class` takes them; all registered ones by default.
+        policies: names as :func:`~steelyard.policies.policy_class` takes them; without, those of
+            :data:`~steelyard.policies.DEFAULTS`.
         trials: how many there shall be in the end, at least the number of policies.
         seed: of the sampler and of the simulated noise; the scenario's by default.
         storage: path of a journal file, an Optuna URL, or None: in memory.
@@ -205,7 +206,7 @@ def search(
         InputError: an argument is wrong, or the storage holds another search.
         Infeasible: no policy's default has a plan for the scenario.
     """
-    space = Space.of(list(REGISTRY) if policies is None else policies)
+    space = Space.of(list(DEFAULTS) if policies is None else policies)
     trials = trials if space.open else min(trials, len(space.fixed))
     _check_numbers(trials, batch, workers, sampler, len(space.policies))
     seed = scenario.seed if seed is None else seed
@@ -410,7 +411,7 @@ def identity(
     Raises:
         InputError: an unknown policy, or none.
     """
-    space = Space.of(list(REGISTRY) if policies is None else policies)
+    space = Space.of(list(DEFAULTS) if policies is None else policies)
     return {
         "scenario_sha256": digest(scenario.model_dump(mode="json")),
         "policies": list(space.policies),

@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
 
 Document = dict[str, Any]
+Layers = tuple[tuple[int, int, int], ...]
 BATCHES = (1, 2, 3, 5, 7, 8, 13, 16, 31, 32, 64)
 PROFILE_SIZES = (1, 2, 4, 8, 16, 64)
 RESIDUALS = ([0.0], [-0.05, 0.0, 0.05], [-0.02, -0.01, 0.0, 0.1])
+TENSOR = ("forward_elements", "backward_elements")
 PLAIN = (int, float, str, bool)
 RELATIVE = 1e-9
 """Two simulated times that differ by less are the same: sums in another order."""
@@ -74,7 +76,8 @@ def check_policy(
     ranges, that can be pickled. For every scenario, and all parameters within their ranges (of an instance: its own):
 
     - the plan passes ``Plan.check``, or :class:`Infeasible` says why. Where the devices have room there must be a plan,
-      but for a batch of fewer samples than there are devices with room: a policy may insist that each of them works;
+      but for a batch of fewer samples than there are devices with room: a policy may insist that each of them works. A
+      class that says ``rigid: ClassVar[bool] = True`` lays out one shape, and may find it not to fit;
     - the same view gives the same plan, from an equal policy too, and nothing the policy saw is changed;
     - other names and another order of nodes and devices change neither which kinds of device do how much, nor the
       simulated step time without noise. Equal devices may share unequally; which of them gets more, and with it
@@ -199,6 +202,9 @@ def _workloads(draw: DrawFn) -> Document:
         "activation_elements": [0.0, 4.0 * width],
         "output_elements": [0.0, float(width)],
     }
+    parts = draw(st.sampled_from([None, 2, 4, 6]))
+    if parts is not None:
+        layer["tensor"] = {"divisor": parts, **{key: [[0.0, float(width)]] for key in TENSOR}}
     batch = draw(st.sampled_from(BATCHES))
     document = {
         "model": {"name": "generated", "layers": [{"name": f"layer{number}", **layer} for number in range(count)]},
@@ -354,7 +360,7 @@ def _allocate(scenario: Scenario, policy: Policy, when: str) -> Plan | None:
         if not error.problem:
             raise _BrokenError(f"Infeasible{when} without a reason") from error
         workers = sum(device.capacity > 0 for device in view.devices)
-        if workers <= scenario.workload.global_batch <= room:
+        if workers <= scenario.workload.global_batch <= room and not getattr(policy, "rigid", False):
             held = f"the devices have room for {room} of {scenario.workload.global_batch} samples"
             raise _BrokenError(f"Infeasible{when} ({error}), but {held}: a plan exists") from error
         return None
@@ -364,7 +370,6 @@ def _allocate(scenario: Scenario, policy: Policy, when: str) -> Plan | None:
         raise _BrokenError(f"allocate gave a {type(plan).__name__}{when} and no Plan")
     try:
         plan.check(scenario)
-        plan.require_data_parallel()
     except PlanError as error:
         raise _BrokenError(f"the plan is invalid{when}: {error}") from error
     if view != View.of(scenario):
@@ -416,7 +421,7 @@ def _check_units(scenario: Scenario, policy: Policy, plan: Plan | None) -> None:
     slow = _allocate(slower(scenario), policy, " once everything takes four times as long")
     if plan is None or slow is None:
         return
-    was, now = plan.split(), slow.split()
+    was, now = plan.samples(), slow.samples()
     if any(abs(was.get(name, 0) - now.get(name, 0)) > 1 for name in {*was, *now}):
         raise _BrokenError(
             f"once everything takes four times as long the plan is another: {_say(plan)}, then {_say(slow)}"
@@ -463,10 +468,23 @@ def _step_s(scenario: Scenario, plan: Plan) -> float:
     return scenario.workload.global_batch / objective_value(still, Fixed(plan), seed=0, launches=1)
 
 
-def _roles(scenario: Scenario, plan: Plan) -> Counter[tuple[str, int]]:
-    """How often a device of some figures has so many samples."""
-    split = plan.split()
-    return Counter((_figures(device), split.get(device.name, 0)) for device in View.of(scenario).devices)
+def _roles(scenario: Scenario, plan: Plan) -> Counter[tuple[str, int, Layers]]:
+    """How often a device of some figures has so many samples, and which layers, on a group of so many."""
+    samples, held = plan.samples(), _layers(plan)
+    return Counter(
+        (_figures(device), samples.get(device.name, 0), tuple(held.get(device.name, ())))
+        for device in View.of(scenario).devices
+    )
+
+
+def _layers(plan: Plan) -> dict[str, list[tuple[int, int, int]]]:
+    """Per device of a plan, first and last layer and number of devices of each stage that it works on."""
+    found: dict[str, list[tuple[int, int, int]]] = {}
+    for stage in (stage for pipeline in plan.pipelines for stage in pipeline.stages):
+        for replica in stage.replicas:
+            for name in replica.devices:
+                found.setdefault(name, []).append((stage.first, stage.last, len(replica.devices)))
+    return found
 
 
 def _is_tie(scenario: Scenario, plan: Plan) -> bool:
@@ -487,4 +505,11 @@ def _sha(plan: Plan | None) -> str:
 
 
 def _say(plan: Plan | None) -> str:
-    return "none" if plan is None else ", ".join(f"{name} {count}" for name, count in sorted(plan.split().items()))
+    if plan is None:
+        return "none"
+    held = _layers(plan)
+    whole = len({tuple(each) for each in held.values()}) == 1  # data parallel: all have the same layers
+    where = {
+        name: "" if whole else " of layers " + ", ".join(f"{each[0]}-{each[1]}" for each in held[name]) for name in held
+    }
+    return ", ".join(f"{name} {count}{where[name]}" for name, count in sorted(plan.samples().items()))

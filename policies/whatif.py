@@ -15,7 +15,7 @@ from typing import Any
 from ..results.errors import InputError
 from ..sim.spec import Resolver, Scenario, apply_setting, parse_value, scenario_from
 from ..sim.view import Policy, describe
-from . import REGISTRY, policy_from_text
+from . import REGISTRY, policies_for
 from .toml import value_text
 
 MAX_POINTS = 10_000
@@ -131,7 +131,7 @@ def whatif(
         document: the raw scenario, as :func:`~steelyard.sim.spec.read_document` gives it; it is not changed.
         folder: where its relative paths start.
         vary: ``a.b=1,2,4``, one per field; all combinations are points.
-        policies: as :func:`~steelyard.policies.policy_from_text` takes them; the defaults of all registered ones.
+        policies: as :func:`~steelyard.policies.policy_from_text` takes them; without, those of the scenario.
         resolve: fills in what only this host knows, after the fields are set.
         seed: of the noise; the scenario's by default.
         progress: called with points done and points in all.
@@ -140,11 +140,11 @@ def whatif(
         InputError: a path that does not exist, a value that its field refuses, or over 10,000 points.
     """
     fields = _fields(vary)
-    chosen = [policy_from_text(name) for name in (REGISTRY if policies is None else policies)]
-    if not chosen:
+    if policies is not None and not policies:
         raise InputError("policies", "are none", f"known: {', '.join(REGISTRY)}")
-    for values in _probes(fields):  # mistakes show before an hour of simulation, and not after it
-        _scenario(document, folder, values, resolve)
+    # Mistakes show before an hour of simulation, and not after it.
+    probes = [_scenario(document, folder, values, resolve) for values in _probes(fields)]
+    chosen = policies_for(probes[0], policies or ())
     total = math.prod(len(each.values) for each in fields)
     points = []
     metric = ""

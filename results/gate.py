@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from .compare import compare
 from .errors import InputError
+from .groups import roles
 from .metrics import median, stream
 from .record import SCHEMA_VERSION, DeviceLedger, Quantiles, Record, Run
 from .store import check_version, code_provenance, read_json, to_json, write_text
@@ -24,6 +25,8 @@ EFFECT_PERCENT = 5.0
 """A measured slow-down below this is no regression, however significant."""
 SIGNIFICANCE = 0.95
 RESAMPLES = 2000
+FEW = 16
+"""Devices whose ledgers are recorded one by one."""
 PASSED, FAILED, INCONCLUSIVE = 0, 3, 4
 HIGHER_IS_BETTER = {"throughput_samples_per_s", "tokens_per_s", "mfu", "goodput"}
 HARDWARE = ("cpu", "architecture", "cores", "memory_gib", "system", "gpus")
@@ -33,7 +36,9 @@ FIGURES = (
     "tokens_per_s",
     "mfu",
     "goodput",
+    "guessed_share",
     "energy_j_per_step",
+    "carbon_kg_per_million_samples",
     "cost_usd_per_million_samples",
     "lower_bound_step_time_s",
     "gap_to_bound",
@@ -146,13 +151,19 @@ def read_baseline(path: Path) -> Baseline:
 
 
 def figures(run: Run) -> dict[str, float]:
-    """The figures of a simulated run that must repeat: step times, rates, costs, and every device's ledger."""
+    """The figures of a simulated run that must repeat: step times, rates, costs, and every device's ledger.
+
+    In a large cluster, the mean ledger of the devices of a kind that have the same layers and as many samples.
+    """
     summary = run.summary
     times = summary.step_time_s
     found: dict[str, float | None] = {f"step_time_s.{name}": getattr(times, name) for name in Quantiles.model_fields}
     found["median_interval_s.low"], found["median_interval_s.high"] = summary.median_interval_s
     found |= {name: getattr(summary, name) for name in FIGURES}
-    for device, ledger in summary.devices.items():
+    ledgers = summary.devices
+    if len(ledgers) > FEW:
+        ledgers = {group.label: group.ledger(run) for group in roles(run)}
+    for device, ledger in ledgers.items():
         found |= {f"devices.{device}.{line}": getattr(ledger, line) for line in DeviceLedger.model_fields}
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 

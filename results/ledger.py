@@ -36,18 +36,26 @@ def step_times(events: pd.DataFrame) -> dict[int, list[float]]:
     return times
 
 
-def ledgers(events: pd.DataFrame, devices: Iterable[str]) -> dict[str, DeviceLedger]:
+def ledgers(
+    events: pd.DataFrame, devices: Iterable[str], *, repeats: int = 1, cycle: int = 1
+) -> dict[str, DeviceLedger]:
     """Mean seconds per counted step of each ledger line, per device; the lines sum to the mean step time.
 
     Each event counts with the part of it that lies in the counted window of its block. A device that has no events
     (left out of the plan) is idle for the whole step.
+
+    Args:
+        events: of all launches.
+        devices: whose ledgers are wanted.
+        repeats: how often the last ``cycle`` steps of each block were: they are recorded once.
+        cycle: steps of a round.
     """
     windows = _windows(events)
-    steps, total = int(windows["steps"].sum()), float((windows["end"] - windows["begin"]).sum())
-    joined = events.join(windows, on=["launch", "round"])
-    inside = (joined["end_s"].clip(upper=joined["end"]) - joined["start_s"].clip(lower=joined["begin"])).clip(lower=0)
-    lines = joined["kind"].map(LEDGER_OF_KIND)
-    spent = inside.groupby([joined["device"], lines]).sum()
+    spent, steps, total = _spent(events, windows)
+    if repeats > 1:
+        tail, tail_steps, tail_total = _spent(events, _tails(events, windows, cycle))
+        spent = spent.add((repeats - 1) * tail, fill_value=0.0)
+        steps, total = steps + (repeats - 1) * tail_steps, total + (repeats - 1) * tail_total
     result = {}
     for device in devices:
         own = {line: float(spent.get((device, line), 0.0)) / steps for line in LEDGER_LINES if line != "idle_s"}
@@ -55,6 +63,24 @@ def ledgers(events: pd.DataFrame, devices: Iterable[str]) -> dict[str, DeviceLed
         idle = max(0.0, total / steps - sum(own.values()))
         result[device] = DeviceLedger(**own, idle_s=idle)
     return result
+
+
+def _spent(events: pd.DataFrame, windows: pd.DataFrame) -> tuple[pd.Series[float], int, float]:
+    """Seconds inside the windows by device and line; and the steps and seconds of the windows themselves."""
+    joined = events.join(windows, on=["launch", "round"])
+    inside = (joined["end_s"].clip(upper=joined["end"]) - joined["start_s"].clip(lower=joined["begin"])).clip(lower=0)
+    lines = joined["kind"].map(LEDGER_OF_KIND)
+    spent = inside.groupby([joined["device"], lines]).sum()
+    return spent, int(windows["steps"].sum()), float((windows["end"] - windows["begin"]).sum())
+
+
+def _tails(events: pd.DataFrame, windows: pd.DataFrame, cycle: int) -> pd.DataFrame:
+    """The windows of the last ``cycle`` steps of each block."""
+    ends = events.groupby(["launch", "round", "step"], sort=True)["end_s"].max()
+    tails = windows.copy()
+    tails["begin"] = ends.groupby(level=["launch", "round"]).nth(-1 - cycle).droplevel("step")
+    tails["steps"] = cycle
+    return tails
 
 
 def _windows(events: pd.DataFrame) -> pd.DataFrame:

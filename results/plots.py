@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 from .compare import PlanRow
+from .groups import Group, groups
 from .record import LEDGER_LINES, Run
 from .tables import percent, short_name
 
@@ -36,6 +37,7 @@ KINDS: dict[str, Look] = {
     "backward": {"facecolor": "#2171b5", "hatch": ""},
     "communication": {"facecolor": "#fdae6b", "hatch": "////"},
     "wait": {"facecolor": "#ffffff", "hatch": "...."},
+    "input": {"facecolor": "#fee391", "hatch": "oo"},
     "optimizer": {"facecolor": "#31a354", "hatch": "xxxx"},
     "bubble": {"facecolor": "#f0f0f0", "hatch": "||||"},
     "rebalance": {"facecolor": "#dadaeb", "hatch": "++++"},
@@ -46,6 +48,7 @@ LINES: dict[str, Look] = {
     "optimizer_s": KINDS["optimizer"],
     "communication_s": KINDS["communication"],
     "wait_s": KINDS["wait"],
+    "input_s": KINDS["input"],
     "bubble_s": KINDS["bubble"],
     "rebalance_s": KINDS["rebalance"],
     "checkpoint_s": KINDS["checkpoint"],
@@ -126,13 +129,16 @@ def throughput(rows: Sequence[PlanRow]) -> Figure:
 
 @styled
 def timelines(runs: Sequence[Run], title: str = "", steps: int = TIMELINE_STEPS) -> Figure:
-    """A few typical steps of each run, one above the other on one time axis: a row per device, a bar per event."""
+    """A few typical steps of each run, one above the other on one time axis: a row per device, a bar per event.
+
+    Of devices that are equal in everything, one is shown.
+    """
     parts = [(run, excerpt(run, steps)) for run in runs]
-    devices = max(len(run.summary.devices) for run in runs)
-    figure = _figure(9.5, 1.5 + len(runs) * (0.55 + 0.42 * devices))
+    shown = groups(runs)
+    figure = _figure(9.5, 1.5 + len(runs) * (0.55 + 0.42 * len(shown)))
     grid = figure.subplots(len(runs), 1, sharex=True, squeeze=False)
     for axes, (run, events) in zip(grid[:, 0], parts, strict=True):
-        _lanes(axes, events, list(run.summary.devices))
+        _lanes(axes, events, shown)
         span = 1e3 * float(events.attrs["span_s"])
         axes.set_title(f"{run.manifest.kind}: {_counted(events.attrs['steps'])} in {span:.4g} ms", loc="left")
     grid[-1, 0].set_xlim(0, 1e3 * max(float(events.attrs["span_s"]) for _, events in parts) * 1.01)
@@ -146,21 +152,21 @@ def timelines(runs: Sequence[Run], title: str = "", steps: int = TIMELINE_STEPS)
 
 @styled
 def ledger_bars(runs: Sequence[Run], title: str = "") -> Figure:
-    """Where the mean step of each device went: a stacked bar per device and run."""
-    bars = [(run, device) for device in runs[0].summary.devices for run in runs if device in run.summary.devices]
+    """Where the mean step of each device went: a stacked bar per device and run; equal devices share one."""
+    bars = [(group.label, run, group.ledger(run)) for group in groups(runs) for run in runs]
     figure = _figure(9.0, 1.7 + 0.42 * len(bars))
     axes = figure.add_subplot()
-    used = [line for line in LEDGER_LINES if any(getattr(run.summary.devices[name], line) for run, name in bars)]
-    for place, (run, device) in enumerate(bars):
+    used = [line for line in LEDGER_LINES if any(getattr(ledger, line) for _, _, ledger in bars)]
+    for place, (_, _, ledger) in enumerate(bars):
         left = 0.0
         for line in used:
-            value = 1e3 * getattr(run.summary.devices[device], line)
+            value = 1e3 * getattr(ledger, line)
             label = line.removesuffix("_s") if place == 0 else None
             axes.barh(
                 place, value, left=left, height=0.7, edgecolor="#333333", linewidth=0.6, label=label, **LINES[line]
             )
             left += value
-    axes.set_yticks(range(len(bars)), [f"{device}, {run.manifest.kind}" for run, device in bars])
+    axes.set_yticks(range(len(bars)), [f"{name}, {run.manifest.kind}" for name, run, _ in bars])
     axes.invert_yaxis()
     axes.set_xlabel("ms of the mean step")
     axes.set_title(title or "Where the step went")
@@ -314,14 +320,18 @@ def _bar(axes: Axes, place: float, batch: int, times_s: tuple[float, float, floa
     axes.errorbar(rate, place, xerr=arms, ecolor="black", elinewidth=1.2, capsize=3, linestyle="none")
 
 
-def _lanes(axes: Axes, events: pd.DataFrame, devices: list[str]) -> None:
-    """The bars of one timeline, first device on top."""
+def _lanes(axes: Axes, events: pd.DataFrame, shown: Sequence[Group]) -> None:
+    """The bars of one timeline, first device on top; of a group, the first device that did anything."""
+    active = set(events["device"])
+    lane_of = {next((n for n in group.names if n in active), group.names[0]): lane for lane, group in enumerate(shown)}
     for (device, kind), part in events.groupby(["device", "kind"], sort=True):
+        if device not in lane_of:
+            continue
         spans = [(1e3 * start, 1e3 * (end - start)) for start, end in zip(part["start_s"], part["end_s"], strict=True)]
         look = KINDS.get(str(kind), {"facecolor": "#cccccc", "hatch": ""})
-        axes.broken_barh(spans, (devices.index(str(device)) - 0.38, 0.76), edgecolor="#333333", linewidth=0.5, **look)
-    axes.set_yticks(range(len(devices)), devices)
-    axes.set_ylim(len(devices) - 0.5, -0.5)
+        axes.broken_barh(spans, (lane_of[device] - 0.38, 0.76), edgecolor="#333333", linewidth=0.5, **look)
+    axes.set_yticks(range(len(shown)), [group.label for group in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
 
 
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:

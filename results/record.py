@@ -48,6 +48,7 @@ LEDGER_OF_KIND: dict[str, str] = {
     "optimizer": "optimizer_s",
     "communication": "communication_s",
     "wait": "wait_s",
+    "input": "input_s",
     "bubble": "bubble_s",
     "rebalance": "rebalance_s",
     "checkpoint": "checkpoint_s",
@@ -77,6 +78,8 @@ class DeviceLedger(Record):
     optimizer_s: float = 0.0
     communication_s: float = 0.0
     wait_s: float = 0.0
+    input_s: float = 0.0
+    """Waiting for the input pipeline."""
     bubble_s: float = 0.0
     rebalance_s: float = 0.0
     checkpoint_s: float = 0.0
@@ -101,6 +104,8 @@ class Summary(Record):
     """What a run came to: the same keys for both executors, the unit in each name."""
 
     fidelity: Fidelity
+    guessed_share: float = 0.0
+    """Of the seconds of work, the share that comes from datasheets alone."""
     steps: int
     launches: int
     step_time_s: Quantiles
@@ -111,12 +116,22 @@ class Summary(Record):
     tokens_per_s: float
     mfu: float | None = None
     goodput: float = 1.0
+    """Useful time over wall time of a long run with the scenario's faults."""
+    faults: dict[str, Any] | None = None
+    """What the faults cost, in the terms of :class:`steelyard.sim.faults.Goodput`."""
     energy_j_per_step: float | None = None
+    carbon_kg_per_million_samples: float | None = None
     cost_usd_per_million_samples: float | None = None
     lower_bound_step_time_s: float
     gap_to_bound: float
-    """(p50 step time - bound) / bound."""
+    """(p50 step time - bound) / bound; a data-parallel plan has the bound of such plans, another that of all."""
+    work_bound_step_time_s: float | None = None
+    """Simulated runs: the bound of all plans, by which data-parallel and other plans compare."""
     critical_path: str
+    """What binds, in one line."""
+    binding: dict[str, Any] | None = None
+    """Of a simulated step without noise, in the terms of :class:`steelyard.sim.bottleneck.Bottleneck`: path (None: it
+    is long), its seconds by cause, what is gained when a cause takes half as long. None where nobody looked into it."""
     devices: dict[str, DeviceLedger]
 
 
@@ -190,4 +205,7 @@ def digest(value: object) -> str:
 
 
 def _short(value: object) -> str:
+    """A value as ``--policy`` takes it, numbers cut to three digits."""
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:.3g}" if isinstance(value, float) else str(value)

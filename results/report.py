@@ -13,7 +13,19 @@ from .compare import BASELINE_POLICY, NOISY_PERCENT, Comparison, PlanRow, compar
 from .errors import InputError
 from .record import Run
 from .store import write_text
-from .tables import facts, headlines, ledger_table, plan_name, plan_table, provenance_table, short_name, table_rows
+from .tables import (
+    MOST_SHARES,
+    binding_table,
+    facts,
+    faults_table,
+    headlines,
+    ledger_table,
+    plan_name,
+    plan_table,
+    provenance_table,
+    short_name,
+    table_rows,
+)
 from .trace import side_by_side, write_trace
 
 __all__ = ["headlines", "plan_table", "report"]
@@ -67,7 +79,7 @@ $sections
 """)
 
 DRIFT_TOLD_PERCENT = 2.0
-TEXT_COLUMNS = {"policy", "parameters", "samples", "device", "run", "name", "value"}
+TEXT_COLUMNS = {"policy", "parameters", "samples", "device", "run", "name", "value", "lost", "binds", "critical path"}
 
 
 def report(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> Path:
@@ -180,12 +192,17 @@ def _sections(
     sections = []
     if comparison is not None:
         sections.append(_section("How good the prediction was", _facts(facts(comparison))))
-    order = " + ".join(rows[0].plan)
+    order = " + ".join(rows[0].plan) if len(rows[0].plan) <= MOST_SHARES else f"{len(rows[0].plan)} devices"
     plans = _table(table_rows(rows), f"Step time per plan, {_fidelities(rows)} predictions; samples on {order}")
     remarks = _bullets(_remarks(runs))
     sections.append(_section("Plans", plans, remarks, *(_picture(*picture) for picture in pictures)))
     ledgers = [_table(ledger_table(_sides(runs, row)), f"{plan_name(row)}, mean step") for row in _shown(rows).values()]
     sections.append(_section("Where the time went", *ledgers))
+    simulated = [run for run in runs if run.manifest.kind == "simulated"]
+    sections.append(_section("What binds", _table(binding_table(simulated), "Of each prediction, what sets its pace")))
+    faults = faults_table(simulated)
+    if faults:
+        sections.append(_section("What failures leave", _table(faults, "Goodput: useful time over wall time")))
     sections.append(_section("What is not validated", _bullets(_limits(runs, rows, comparison))))
     sections.append(_section("Provenance", *(_origin(run) for run in side_by_side(runs))))
     return sections
@@ -205,7 +222,7 @@ def _limits(runs: Sequence[Run], rows: Sequence[PlanRow], comparison: Comparison
         "Energy, cost and memory are modelled; only times were measured."
         if comparison
         else "Nothing here was measured: times are predictions, without a check on real devices.",
-        "Plans are data parallel; pipelines, sharded states and devices on several hosts are not covered.",
+        "Only data-parallel plans on the devices of one host can be measured; what else is shown is simulated alone.",
     ]
     if unsealed:
         limits.append(f"{unsealed} measured runs name no hash of a prediction that was written before them.")

@@ -20,6 +20,8 @@ from .record import EVENT_COLUMNS, SCHEMA_VERSION, Manifest, Run, Summary
 FILES = ("manifest.json", "plan.json", "decisions.jsonl", "events.parquet", "summary.json")
 MAX_TEXT_BYTES = 64 * 2**20
 """No JSON file of a run folder is longer; a longer one is not ours and is refused before it is read."""
+READABLE = 500_000
+"""Characters of JSON that somebody may still read through."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -76,8 +78,11 @@ def _room_for(path: Path) -> Iterator[None]:
 
 
 def to_json(value: object) -> str:
-    """JSON text for a file that people read: sorted keys, indented, no NaN."""
-    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n"
+    """JSON text for a file that people read: sorted keys, no NaN, indented unless nobody could read it all."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    if len(text) <= READABLE:  # indenting is done in Python, and takes long for a thousand devices
+        text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False)
+    return text + "\n"
 
 
 def write_run(run: Run, folder: Path) -> Path:

@@ -6,11 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .compare import Comparison, PlanRow
+from .groups import groups
 from .record import LEDGER_LINES, Run
 
 NAME_LENGTH = 30
 """Names in figures are cut to this length."""
 VALUE_LENGTH = 300
+MOST_CAUSES = 3
+"""Causes on a critical path that a table tells."""
+MOST_SHARES = 4
+"""Devices whose samples are told one by one."""
 NONE = "-"
 
 
@@ -80,7 +85,7 @@ def short_name(row: PlanRow) -> str:
 def _split(row: PlanRow) -> str:
     """Samples per device in the order of the devices; of many devices, how many have any."""
     shares = [str(samples) for samples in row.plan.values()]
-    return "+".join(shares) if len(shares) <= 4 else f"on {sum(map(bool, row.plan.values()))} devices"
+    return "+".join(shares) if len(shares) <= MOST_SHARES else f"on {sum(map(bool, row.plan.values()))} devices"
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
@@ -133,8 +138,11 @@ def headlines(comparison: Comparison) -> list[str]:
 
 
 def ledger_table(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """Where the mean step of each device went, in ms: a row per device and run, without lines that are 0 everywhere."""
-    entries = [(name, run, run.summary.devices[name]) for name in runs[0].summary.devices for run in runs]
+    """Where the mean step of each device went, in ms: a row per device and run, without lines that are 0 everywhere.
+
+    Devices that are equal in everything share a row.
+    """
+    entries = [(group.label, run, group.ledger(run)) for group in groups(runs) for run in runs]
     used = [line for line in LEDGER_LINES if any(getattr(ledger, line) > 1e-9 for _, _, ledger in entries)]
     return [
         {
@@ -147,6 +155,64 @@ def ledger_table(runs: Sequence[Run]) -> list[dict[str, str]]:
         }
         for name, run, ledger in entries
     ]
+
+
+def faults_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What failures leave of a long training run, one row per run whose scenario has any; times in hours."""
+    return [{"run": run.manifest.label, **_fault_cells(run.summary.faults)} for run in runs if run.summary.faults]
+
+
+def _fault_cells(faults: Mapping[str, Any]) -> dict[str, str]:
+    low, high = faults["interval"]
+    every, wall_s = faults["checkpoint_interval_s"], faults["wall_s"]
+    return {
+        "goodput": f"{percent(100 * faults['share'], sign=False)} ({100 * low:.1f}-{100 * high:.1f})",
+        "in theory": percent(100 * faults["expected_share"], sign=False),
+        "failures a day": f"{faults['failures_per_day']:.3g}",
+        "checkpoint every h": NONE if every is None else f"{every / 3600:.3g}",
+        "lost": ", ".join(
+            f"{cause.replace('_', ' ')} {percent(100 * lost_s / wall_s, sign=False)}"
+            for cause, lost_s in faults["lost_s"].items()
+            if lost_s > 0
+        )
+        or NONE,
+    }
+
+
+def binding_table(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Of each run what its figures rest on, the fullest device, energy and carbon where known, and what binds."""
+    rows = [_binding_cells(run) for run in runs]
+    unknown = {name for name in rows[0] if all(row[name] == NONE for row in rows)} if rows else set()
+    return [{name: value for name, value in row.items() if name not in unknown} for row in rows]
+
+
+def _binding_cells(run: Run) -> dict[str, str]:
+    summary = run.summary
+    peaks = [each.peak_memory_bytes for each in summary.devices.values() if each.peak_memory_bytes is not None]
+    energy, carbon = summary.energy_j_per_step, summary.carbon_kg_per_million_samples
+    return {
+        "run": run.manifest.label,
+        "fidelity": fidelity(run),
+        "peak GiB": f"{max(peaks) / 2**30:.4g}" if peaks else NONE,
+        "J/step": NONE if energy is None else f"{energy:.4g}",
+        "kg CO2/M samples": NONE if carbon is None else f"{carbon:.4g}",
+        "binds": summary.critical_path,
+        "critical path": path_text(summary.binding) if summary.binding else NONE,
+    }
+
+
+def path_text(binding: Mapping[str, Any]) -> str:
+    """The main causes on a critical path, each with its share of the step."""
+    shares = {cause: 100 * seconds / binding["step_s"] for cause, seconds in binding["by_cause"].items()}
+    return ", ".join(f"{share:.0f} % {cause}" for cause, share in list(shares.items())[:MOST_CAUSES] if share >= 1)
+
+
+def fidelity(run: Run) -> str:
+    """How good a prediction can be: its fidelity, and of the seconds of work the share that was guessed."""
+    summary = run.summary
+    if run.manifest.kind == "measured":
+        return summary.fidelity
+    return f"{summary.fidelity}, {100 * summary.guessed_share:.0f} % guessed"
 
 
 def provenance_table(run: Run) -> list[tuple[str, str]]:

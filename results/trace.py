@@ -18,9 +18,12 @@ COLOURS = {
     "optimizer_s": "thread_state_runnable",
     "communication_s": "thread_state_iowait",
     "wait_s": "grey",
+    "input_s": "thread_state_uninterruptible",
     "bubble_s": "grey",
 }
 """Names of the trace viewer's own palette; other viewers ignore them."""
+FEW = 64
+"""In a cluster of more devices than these, those that another stands for get no empty thread."""
 
 
 def trace(runs: Sequence[Run]) -> dict[str, Any]:
@@ -71,12 +74,12 @@ def typical_launch(run: Run) -> int:
 
 
 def _process(run: Run, process: int) -> Iterator[dict[str, Any]]:
-    devices = {name: number for number, name in enumerate(run.summary.devices, start=1)}
+    events = run.events[run.events["launch"] == typical_launch(run)]
+    devices = {name: number for number, name in enumerate(_named(run, set(events["device"])), start=1)}
     yield _name(process, None, f"{run.manifest.kind}: {run.manifest.label}")
     yield {"ph": "M", "name": "process_sort_index", "pid": process, "tid": 0, "args": {"sort_index": process}}
     for device, thread in devices.items():
         yield _name(process, thread, device)
-    events = run.events[run.events["launch"] == typical_launch(run)]
     for row in events.sort_values(["start_s", "end_s"], kind="stable").to_dict("records"):
         kind = str(row["kind"])
         event = {
@@ -91,6 +94,12 @@ def _process(run: Run, process: int) -> Iterator[dict[str, Any]]:
         }
         colour = COLOURS.get(LEDGER_OF_KIND.get(kind, ""))
         yield event if colour is None else {**event, "cname": colour}
+
+
+def _named(run: Run, active: set[str]) -> list[str]:
+    """The devices that get a thread: all of a small cluster; of a large one, those with events of their own."""
+    names = list(run.summary.devices)
+    return names if len(names) <= FEW else [name for name in names if name in active]
 
 
 def _name(process: int, thread: int | None, name: str) -> dict[str, Any]:

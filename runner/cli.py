@@ -39,7 +39,7 @@ Force = Annotated[bool, typer.Option("--force", help="Use a calibration of anoth
 Policies = Annotated[
     list[str],
     typer.Option(
-        "--policy", "-p", help="name, name:key=value, module:Class or best.toml; comma-separated, repeatable."
+        "--policy", "-p", help="name, name(key=value, ...), module:Class or best.toml; comma-separated, repeatable."
     ),
 ]
 Names = Annotated[
@@ -239,26 +239,29 @@ def calibrate(
 def simulate(
     scenario: ScenarioArgument,
     policy: Policies = [],
+    plan: Annotated[list[Path], typer.Option(help="A plan (JSON) to simulate as it is. Repeatable.")] = [],
     settings: Settings = [],
     seed: Seed = None,
     force: Force = False,
     as_json: Json = False,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Predict what policies give on a scenario; all built-in ones by default."""
+    """Predict what policies and plans give on a scenario; the policies that it names by default."""
+    from ..policies import policies_for
     from ..sim.engine import simulate as predict
-    from .show import run_rows
 
     loaded, notes = _load(scenario, settings, runs, force)
+    names = _names(policy)
+    policies = policies_for(loaded, names) if names or not plan else []
     done: list[Any] = []
     try:
-        for each in _policies(policy):
+        for each in [*policies, *map(_fixed, plan)]:
             done.append(predict(loaded, each, seed=seed))
     except KeyboardInterrupt:
         _written(done, runs, notes)  # what is complete is kept; a mistake leaves nothing
         raise
-    rows = _written(done, runs, notes)
-    _emit({"scenario": loaded.name, "runs": rows}, as_json, run_rows(done), f"{loaded.name}: predicted")
+    document = {"scenario": loaded.name, "runs": _written(done, runs, notes)}
+    _emit_runs(document, as_json, done, f"{loaded.name}: predicted")
 
 
 @app.command()
@@ -467,6 +470,34 @@ def train(
     _emit(document, as_json, result.rows(), result.headline())
 
 
+@app.command()
+def validate(
+    data: Annotated[Path, typer.Argument(help="Folder of published measurements (CSV, JSON).")],
+    seed: Annotated[int, typer.Option(help="Of the folds.")] = 0,
+    as_json: Json = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Score the simulator on measurements that others published, next to two baselines; writes validation.json."""
+    from .validate import validate as score
+
+    report = score(data, seed=seed, output=runs / "validation.json", console=_console(stdout=not as_json))
+    if as_json:
+        _emit(report, True, [], "")
+
+
+@app.command(name="import")
+def import_(
+    profiles: Annotated[Path, typer.Argument(help="Per-layer times (JSON): our format, or that of Sailor's tables.")],
+    out: Annotated[Path, typer.Option(help="Layer-profile file to write.")],
+) -> None:
+    """Turn tables of per-layer times into a layer-profile file, which devices of a scenario refer to."""
+    from ..sim.layer_profiles import load, save
+
+    found = load(profiles)
+    save(out, found)
+    _console(stdout=True).print(f"wrote {out}: {', '.join(found)}", highlight=False)
+
+
 @app.command(name="list")
 def list_(
     what: Annotated[str, typer.Argument(help="policies, scenarios, devices, links, models or runs.")],
@@ -484,7 +515,7 @@ def list_(
 @app.command()
 def show(run: RunArguments, as_json: Json = False) -> None:
     """Show runs: plan, prediction or measurement, and where the time went on each device."""
-    from .show import run_rows
+    from .show import ledger_rows
 
     read = _read(run)
     document = [
@@ -495,13 +526,8 @@ def show(run: RunArguments, as_json: Json = False) -> None:
         }
         for each in read
     ]
-    _emit(document, as_json, run_rows(read), "runs")
-    ledger = [
-        {"run": each.manifest.label, "device": name, **line.model_dump(exclude={"samples", "peak_memory_bytes"})}
-        for each in read
-        for name, line in each.summary.devices.items()
-    ]
-    _print(as_json, ledger, "seconds per step")
+    _emit_runs(document, as_json, read, "runs")
+    _print(as_json, ledger_rows(read), "ms of the mean step")
 
 
 @app.command()
@@ -549,9 +575,20 @@ def _emit(document: Any, as_json: bool, rows: list[dict[str, Any]], title: str) 
 
 
 def _print(as_json: bool, rows: list[dict[str, Any]], title: str) -> None:
-    from .show import table
+    from .show import print_table
 
-    _console(stdout=not as_json).print(table(rows, title))
+    print_table(_console(stdout=not as_json), rows, title)
+
+
+def _emit_runs(document: Any, as_json: bool, runs: list[Any], title: str) -> None:
+    """The figures of runs, what binds each, and what failures leave of it."""
+    from ..results.tables import binding_table, faults_table
+    from .show import run_rows
+
+    _emit(document, as_json, run_rows(runs), title)
+    _print(as_json, binding_table(runs), "what binds")
+    if faults := faults_table(runs):
+        _print(as_json, faults, "with failures")
 
 
 def _document(scenario: str, settings: list[str]) -> tuple[dict[str, Any], Path | None]:
@@ -619,7 +656,19 @@ def _study_file(scenario: Any, names: list[str] | None, seed: int | None, sample
 
 
 def _names(policy: list[str]) -> list[str]:
-    return [name.strip() for text in policy for name in text.split(",") if name.strip()]
+    """Policies as texts: split at commas, but for those within parentheses."""
+    return [name.strip() for text in policy for name in re.split(r",(?![^()]*\))", text) if name.strip()]
+
+
+def _fixed(file: Path) -> Any:
+    """The policy that answers a plan file; its name tells the runs of several files apart."""
+    from ..sim.plan import Plan
+    from ..sim.spec import parse_file
+    from ..sim.view import Fixed, describe
+
+    plan = Plan.parse(parse_file(file))
+    record = describe(Fixed(plan))
+    return Fixed(plan, record.model_copy(update={"parameters": {"plan": file.name}}))
 
 
 def _bare(names: list[str]) -> list[str]:
@@ -628,15 +677,16 @@ def _bare(names: list[str]) -> list[str]:
         if name.endswith(".toml"):
             raise InputError("--policy", f"{name!r} is a policy with its parameters set", "give the policy's name")
         if "=" in name:
-            bare = ":".join(part for part in name.split(":") if "=" not in part)
+            bare = ":".join(part for part in name.partition("(")[0].split(":") if "=" not in part)
             raise InputError("--policy", f"{name!r} sets parameters, which a search does", f"give {bare}")
     return names
 
 
 def _policies(policy: list[str]) -> list[Any]:
-    from ..policies import REGISTRY, policy_from_text
+    """The policies of texts; without any, those whose plans the lanes of a host can run."""
+    from ..policies import DEFAULTS, policy_from_text
 
-    return [policy_from_text(name) for name in _names(policy) or list(REGISTRY)]
+    return [policy_from_text(name) for name in _names(policy) or DEFAULTS]
 
 
 def _compared(runs: list[Any], as_json: bool, folder: Path | None) -> None:

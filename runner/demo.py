@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..policies import REGISTRY, make_policy
+from ..policies import DEFAULTS, make_policy
 from ..policies.search import SearchResult, distinct_plans, search, write_best
 from ..results.compare import Comparison, compare
 from ..results.report import headlines, plan_table
@@ -62,7 +62,7 @@ def demo(
     with bar("calibrating") as tick:
         calibrate(document, folder, runs, again=True, report=report, tick=tick)
     scenario = load_scenario(SCENARIO, settings, resolver(runs))
-    report(f"searching {trials} trials over {len(REGISTRY)} policies in simulation")
+    report(f"searching {trials} trials over {len(DEFAULTS)} policies in simulation")
     with bar("searching") as tick:
         found = search(scenario, trials=trials, seed=seed, progress=tick)
     policies = chosen_policies(scenario, found)
@@ -82,8 +82,8 @@ def demo(
 
 
 def chosen_policies(scenario: Scenario, found: SearchResult) -> list[Policy]:
-    """Every built-in policy with its defaults, then the best plans of the search that none of them makes."""
-    baselines = [make_policy(name) for name in REGISTRY]
+    """Every default policy, then the best plans of the search that none of them makes."""
+    baselines = [make_policy(name) for name in DEFAULTS]
     plans = [allocate(policy, View.of(scenario), scenario) for policy in baselines]
     count = max(scenario.replay.winners, LEAST_PLANS - len({plan.sha256 for plan in plans}))
     winners = distinct_plans(scenario, found, count, exclude=plans)

@@ -20,10 +20,11 @@ from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest
 from ..results.store import code_provenance, to_json, write_run, write_text
 from ..sim import cost
 from ..sim.bounds import lower_bound_s
-from ..sim.engine import simulate, summarise
+from ..sim.engine import simulate
 from ..sim.noise import stream
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
+from ..sim.summary import summarise
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import START_S, Report, Tick, job_of
 from .devices import NamedLane, available_cpus, fingerprint

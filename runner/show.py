@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..results.record import Run
+from ..results.groups import groups, sample_groups
+from ..results.record import LEDGER_LINES, Run
+from ..sim.plan import Plan
+
+WIDEST = 400
+"""Characters of a line that is not for a terminal."""
+MOST_SHARES = 8
+"""Different shares of samples that a row tells one by one."""
+NOTHING_S = 1e-9
+"""A line of the ledger below it is what sums leave over."""
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
@@ -22,6 +33,15 @@ def table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
     for row in rows:
         made.add_row(*(text(value) for value in row.values()))
     return made
+
+
+def print_table(console: Console, rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Print a table; where there is no terminal to fit (a pipe, a log), as wide as it is."""
+    made = table(rows, title)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        options = console.options.update(width=WIDEST)
+        console.width = max(console.width, console.measure(made, options=options).maximum)
+    console.print(made)
 
 
 def text(value: object) -> str:
@@ -40,19 +60,57 @@ def text(value: object) -> str:
 
 
 def run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run: what decides, in the order in which people ask."""
+    """One row per run: what decides, in the order in which people ask; without columns that no run has a value for."""
+    # Plans of different kinds are measured by the bound of all plans.
+    splits = [Plan.parse(run.plan).is_data_parallel for run in runs]
+    rows = [_run_row(run, _gap(run, of_all_plans=len(set(splits)) > 1)) for run in runs]
+    known = [key for key in rows[0] if any(row[key] is not None for row in rows)] if rows else []
+    return [{key: row[key] for key in known} for row in rows]
+
+
+def _gap(run: Run, *, of_all_plans: bool) -> float | None:
+    """Percent that the median step is above its bound; None where there is no bound."""
+    summary = run.summary
+    bound = summary.work_bound_step_time_s if of_all_plans else summary.lower_bound_step_time_s
+    return 100 * (summary.step_time_s.p50 / bound - 1) if bound else None
+
+
+def _run_row(run: Run, gap: float | None) -> dict[str, Any]:
+    summary, times = run.summary, run.summary.step_time_s
+    same = math.isclose(times.p10, times.p90, rel_tol=1e-9)  # no noise, but sums that round
+    spread = None if same else f"{1e3 * times.p10:.4g} - {1e3 * times.p90:.4g}"
+    return {
+        "run": run.manifest.label,
+        "samples": samples_text(run),
+        "step p50 ms": 1e3 * times.p50,
+        "p10-p90 ms": spread,
+        "samples/s": summary.throughput_samples_per_s,
+        "gap to bound %": gap,
+        "usd/M samples": summary.cost_usd_per_million_samples,
+        "goodput %": None if summary.faults is None else 100 * summary.goodput,
+    }
+
+
+def samples_text(run: Run) -> str:
+    """Samples per step of each device, like devices together; of many kinds of share, how many devices have any."""
+    shares = sample_groups(run)
+    if len(shares) > MOST_SHARES:
+        return f"on {sum(bool(ledger.samples) for ledger in run.summary.devices.values())} devices"
+    return " ".join(f"{group.label}={samples}" for group, samples in shares)
+
+
+def ledger_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Where the mean step of each device went, in ms; devices that are equal in everything share a row."""
+    entries = [(run.manifest.label, group.label, group.ledger(run)) for run in runs for group in groups([run])]
+    used = [line for line in LEDGER_LINES if any(getattr(ledger, line) > NOTHING_S for _, _, ledger in entries)]
     return [
         {
-            "run": run.manifest.label,
-            "samples": " ".join(f"{name}={each.samples}" for name, each in run.summary.devices.items()),
-            "step p50 ms": 1e3 * run.summary.step_time_s.p50,
-            "p10-p90 ms": f"{1e3 * run.summary.step_time_s.p10:.4g} - {1e3 * run.summary.step_time_s.p90:.4g}",
-            "samples/s": run.summary.throughput_samples_per_s,
-            "gap to bound %": 100 * run.summary.gap_to_bound,
-            "usd/M samples": run.summary.cost_usd_per_million_samples,
-            "fidelity": run.summary.fidelity,
+            "run": label,
+            "device": device,
+            **{line.removesuffix("_s"): 1e3 * getattr(ledger, line) for line in used},
+            "peak GiB": None if ledger.peak_memory_bytes is None else ledger.peak_memory_bytes / 2**30,
         }
-        for run in runs
+        for label, device, ledger in entries
     ]
 
 

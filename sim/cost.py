@@ -1,118 +1,55 @@
 """Time and memory of a piece of work on a device: pure functions over device tables.
 
-Two fidelities live here. ``profiled``: this workload ran on this device at a few micro-batch sizes, and a curve through
-the measured points gives the time of any other. ``datasheet``: a roofline per operator over the catalog's figures.
+Three fidelities. ``profiled``: this workload ran on this device at a few micro-batch sizes (as a whole, or layer by
+layer), and a curve through the measured points gives the time of any other. ``calibrated``: a roofline per operator
+whose efficiencies were measured with other work. ``datasheet``: the same over the catalog's figures alone.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from statistics import median
+from typing import Literal, NamedTuple
 
 from ..results.errors import InputError
 from ..results.record import Fidelity
-from .device import Cluster, CollectivePoint, CollectiveTable, Device, EfficiencyStep, Link, Profile, ProfilePoint
-from .workload import OPTIMIZER_STATES, Operator, Workload, at
+from . import roofline
+from .curve import Curve, Line, fit_curve, fit_line, non_decreasing
+from .device import (
+    Cluster,
+    CollectivePoint,
+    CollectiveTable,
+    Device,
+    LayerProfile,
+    Link,
+    Profile,
+    ProfilePoint,
+    Saturation,
+)
+from .roofline import LEAST_S, Identity, Indivisible, Part, Recompute, Split
+from .workload import Workload, at
 
-MODEL_VERSION = "1"
+__all__ = [
+    "Curve", "DeviceCost", "Indivisible", "LEAST_S", "Line", "Recompute", "StageTime", "TensorCollectives",
+    "all_reduce_s", "collective_table", "datasheet_cost", "device_cost", "fit_curve", "fit_line", "interpolate",
+    "largest_micro_batch", "layer_backward_s", "peak_memory_bytes", "profiled_cost", "ring_links", "stage_time",
+    "tensor_collectives", "update_s", "without_sizes",
+]  # fmt: skip
+
+Pass = Literal["forward_s", "backward_s"]
+
+MODEL_VERSION = "2"
 """Version of the cost model and the engine; part of a simulated run's identity. Raise it when predictions change."""
-
-
-LEAST_S = 1e-12
-"""Nothing takes less: rates divide by times, and a model without operators, launched for free, would take none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """An affine time: ``fixed_s + per_sample_s * samples`` (seconds)."""
-
-    fixed_s: float
-    per_sample_s: float
-
-    def at(self, samples: float) -> float:
-        """Seconds for so many samples."""
-        return self.fixed_s + self.per_sample_s * samples
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """Time against micro-batch size, piecewise affine through points, the outer pieces continued."""
-
-    sizes: tuple[int, ...]
-    seconds: tuple[float, ...]
-
-    def at(self, samples: float) -> float:
-        """Seconds for so many samples."""
-        index = min(max(bisect.bisect_left(self.sizes, samples), 1), len(self.sizes) - 1)
-        x0, x1 = self.sizes[index - 1], self.sizes[index]
-        y0, y1 = self.seconds[index - 1], self.seconds[index]
-        if samples == x1:  # exactly: rounding must not make the next size cheaper
-            return y1
-        return max(y0 + (y1 - y0) * (samples - x0) / (x1 - x0), min(self.seconds) * 1e-3)
-
-
-def fit_line(sizes: Sequence[float], seconds: Sequence[float]) -> Line:
-    """Affine fit with relative weights and both coefficients kept at or above zero.
-
-    Relative weights: a fit of seconds alone would give the small sizes away (physics: fit relative errors).
-    """
-    least = min(seconds)
-    weights = [(least / y) ** 2 for y in seconds]
-    total = sum(weights)
-    mean_x = sum(w * x for w, x in zip(weights, sizes, strict=True)) / total
-    mean_y = sum(w * y for w, y in zip(weights, seconds, strict=True)) / total
-    spread = sum(w * (x - mean_x) ** 2 for w, x in zip(weights, sizes, strict=True))
-    joint = sum(w * (x - mean_x) * (y - mean_y) for w, x, y in zip(weights, sizes, seconds, strict=True))
-    slope = joint / spread if spread > 0 else 0.0
-    fixed = mean_y - slope * mean_x
-    if slope <= 0:
-        return Line(mean_y, 0.0)
-    if fixed < 0:  # through the origin instead
-        squares = sum(w * x * x for w, x in zip(weights, sizes, strict=True))
-        return Line(0.0, sum(w * x * y for w, x, y in zip(weights, sizes, seconds, strict=True)) / squares)
-    return Line(fixed, slope)
-
-
-def fit_curve(points: Sequence[tuple[int, float]]) -> Line | Curve:
-    """The affine fit, or the curve through the points where that predicts left-out points better.
-
-    Both are judged by the mean relative error of leaving out each inner point in turn; the curve must win by a quarter,
-    since noise alone favours neither. Times are made non-decreasing first (larger batches never take less).
-    """
-    ordered = sorted(points)
-    sizes = [size for size, _ in ordered]
-    seconds = list(_non_decreasing([value for _, value in ordered]))
-    line = fit_line(sizes, seconds)
-    if len(ordered) < 5:
-        return line
-    errors_line, errors_curve = [], []
-    for out in range(1, len(ordered) - 1):
-        kept_x = sizes[:out] + sizes[out + 1 :]
-        kept_y = seconds[:out] + seconds[out + 1 :]
-        errors_line.append(abs(fit_line(kept_x, kept_y).at(sizes[out]) / seconds[out] - 1))
-        errors_curve.append(abs(Curve(tuple(kept_x), tuple(kept_y)).at(sizes[out]) / seconds[out] - 1))
-    gain = 0.75 * sum(errors_line) - sum(errors_curve)
-    return Curve(tuple(sizes), tuple(seconds)) if gain > 1e-9 else line  # not for a rounding of exact points
-
-
-def _non_decreasing(values: Sequence[float]) -> Iterable[float]:
-    """Pool adjacent violators: the closest non-decreasing sequence in least squares."""
-    blocks: list[tuple[float, int]] = []
-    for value in values:
-        blocks.append((value, 1))
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            (b, m), (a, n) = blocks.pop(), blocks.pop()
-            blocks.append(((a * n + b * m) / (n + m), n + m))
-    for value, count in blocks:
-        yield from [value] * count
 
 
 @dataclass(frozen=True)
 class DeviceCost:
-    """Times of one workload on one device, at one fidelity."""
+    """Times of one workload, whole, on one device, at one fidelity."""
 
     device: str
     fidelity: Fidelity
@@ -125,114 +62,306 @@ class DeviceCost:
         return self.forward.at(samples) + self.backward.at(samples)
 
 
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """Seconds of one micro-batch through a run of layers, on one device of a tensor-parallel group."""
+
+    forward_s: float
+    backward_s: float
+    """With what is recomputed in it."""
+    guessed_s: float
+    """Of their sum, what comes from a roofline with nothing measured."""
+    fidelity: Fidelity
+    holds_collectives: bool = False
+    """Whether the times are measured ones that contain the collectives of the tensor-parallel group."""
+
+
+class TensorCollectives(NamedTuple):
+    """All-reduces of a tensor-parallel group for one micro-batch: (bytes on each rank, how many of this size)."""
+
+    forward: tuple[tuple[float, int], ...]
+    backward: tuple[tuple[float, int], ...]
+    """With those that recomputation repeats."""
+
+
 def device_cost(device: Device, workload: Workload) -> DeviceCost:
-    """The best estimate that the device's tables allow: profiled where this workload was measured, else datasheet."""
-    return _device_cost(_Identity(device), _Identity(workload))
+    """The best estimate that the device's tables allow for the whole workload: profiled where it was measured."""
+    return _device_cost(Identity(device), Identity(workload))
 
 
-class _Identity:
-    """Hashes a model by identity, so that a cache needs no deep hash; keeps it alive, so that the id stays its own."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and other.value is self.value
-
-
-@lru_cache(maxsize=4096)
-def _device_cost(device_key: _Identity, workload_key: _Identity) -> DeviceCost:
+@lru_cache(maxsize=8192)
+def _device_cost(device_key: Identity, workload_key: Identity) -> DeviceCost:
     device, workload = device_key.value, workload_key.value
     assert isinstance(device, Device)
     assert isinstance(workload, Workload)
-    if device.profile is not None and device.profile.workload == workload.key:
-        return profiled_cost(device.name, device.profile)
+    if (profile := profile_of(device, workload)) is not None:
+        return profiled_cost(device.name, profile, device.slowdown)
+    if layer_profile_of(device, workload) is not None:
+        return _summed_cost(device, workload)
     return datasheet_cost(device, workload)
 
 
-def profiled_cost(name: str, profile: Profile) -> DeviceCost:
+def profile_of(device: Device, workload: Workload) -> Profile | None:
+    """The device's measured profile, if it is one of this workload."""
+    found = device.profile
+    return found if found is not None and found.workload == workload.key else None
+
+
+def layer_profile_of(device: Device, workload: Workload) -> LayerProfile | None:
+    """The device's profile by layers, if it is one of this workload: same model, layers, sequence length and dtype."""
+    found = device.layer_profile
+    if found is None or len(found.points[0].forward_s) != len(workload.layers):
+        return None
+    ran = (found.model, found.sequence_length, found.dtype)
+    return found if ran == (workload.model.name, workload.sequence_length, workload.dtype) else None
+
+
+def profiled_cost(name: str, profile: Profile, slowdown: float = 1.0) -> DeviceCost:
     """Times from a measured profile."""
     return DeviceCost(
         device=name,
         fidelity="profiled",
-        forward=fit_curve([(point.micro_batch, point.forward_s) for point in profile.points]),
-        backward=fit_curve([(point.micro_batch, point.backward_s) for point in profile.points]),
-        optimizer_s=profile.optimizer_s,
+        forward=fit_curve([(point.micro_batch, slowdown * point.forward_s) for point in profile.points]),
+        backward=fit_curve([(point.micro_batch, slowdown * point.backward_s) for point in profile.points]),
+        optimizer_s=slowdown * profile.optimizer_s,
     )
 
 
 def datasheet_cost(device: Device, workload: Workload) -> DeviceCost:
-    """Times from the catalog: a roofline per operator.
-
-    The roofline is evaluated at powers of two up to the batch and a curve drawn through them, made non-decreasing:
-    where an efficiency table is steep, a larger operator would take less time than a smaller one.
-    """
-    sizes = _powers(workload.global_batch)
-    forward = tuple(sum(_layer_s(layer.forward, device, workload, size) for layer in workload.layers) for size in sizes)
-    backward = tuple(
-        sum(_layer_s(layer.backward, device, workload, size) for layer in workload.layers) for size in sizes
-    )
+    """Times of the whole workload from the device's figures: a roofline per operator."""
+    passes = roofline.layers_s(device, workload, Part(0, len(workload.layers)))
     return DeviceCost(
         device=device.name,
-        fidelity="datasheet",
-        forward=Curve(sizes, tuple(_non_decreasing(forward))),
-        backward=Curve(sizes, tuple(_non_decreasing(backward))),
-        optimizer_s=_optimizer_s(device, workload),
+        fidelity=roofline_fidelity(device),
+        forward=passes.forward,
+        backward=passes.backward,
+        optimizer_s=roofline.optimizer_s(device, workload, workload.trainable_parameters),
     )
 
 
-def _powers(limit: int) -> tuple[int, ...]:
-    sizes = [1]
-    while sizes[-1] < limit:
-        sizes.append(sizes[-1] * 2)
-    return tuple(sizes) if len(sizes) > 1 else (1, 2)
+def roofline_fidelity(device: Device) -> Fidelity:
+    """What a roofline over the device's figures is worth: calibrated where its efficiencies were measured."""
+    shares = (device.compute_efficiency, device.memory_efficiency)
+    return "calibrated" if all(isinstance(each, Saturation) and each.fitted_to for each in shares) else "datasheet"
 
 
-def _layer_s(operators: Sequence[Operator], device: Device, workload: Workload, samples: int) -> float:
-    """Sum over operators of max(F / (P e_F(F)), Q / (B e_B(Q))) + launch overhead (Williams et al. 2009, roofline)."""
-    total = 0.0
-    for op in operators:
-        flops = samples * at(op.flops, workload.sequence_length)
-        elements = samples * at(op.elements, workload.sequence_length) + op.weight_elements
-        moved = elements * workload.element_bytes
-        compute = flops / (device.peak(workload.dtype) * share(device.compute_efficiency, flops)) if flops else 0.0
-        memory = moved / (device.memory_bandwidth * share(device.memory_efficiency, moved)) if moved else 0.0
-        total += max(compute, memory) + op.kernels * device.launch_overhead_us * 1e-6
-    return max(total, LEAST_S)
+def stage_time(
+    device: Device,
+    workload: Workload,
+    first: int,
+    last: int,
+    samples: int,
+    *,
+    tensor_degree: int = 1,
+    sequence_parallel: bool = False,
+    recompute: Recompute = "none",
+) -> StageTime:
+    """Times of one micro-batch through layers ``[first, last)`` on one device of a tensor-parallel group.
 
+    From the profile of the layers if there is one, else from that of the whole workload (scaled by what the roofline
+    says of these layers), else from the roofline.
 
-def share(table: Sequence[EfficiencyStep], size: float) -> float:
-    """Share of the peak that an operator of this size reaches: interpolated in log size between the table's steps.
+    Args:
+        device: its figures and profiles; ``slowdown`` counts.
+        workload: gives layers, sequence length and dtype.
+        first: number of the first layer.
+        last: one past the last.
+        samples: of the micro-batch; 0 takes no time.
+        tensor_degree: devices that share each layer.
+        sequence_parallel: whether they divide along the sequence what is not divided otherwise.
+        recompute: what the backward pass computes a second time.
 
-    The steps alone would make a larger batch take less time at each boundary.
+    Raises:
+        Indivisible: the degree does not divide one of the layers.
     """
-    ordered = sorted(table, key=lambda step: step.at_least)
-    if size <= ordered[0].at_least or len(ordered) == 1:
-        return ordered[0].share
-    if size >= ordered[-1].at_least:
-        return ordered[-1].share
-    index = bisect.bisect_right([step.at_least for step in ordered], size)
-    low, high = ordered[index - 1], ordered[index]
-    start = max(low.at_least, high.at_least * 1e-3)
-    if size <= start:
-        return low.share
-    return low.share + (high.share - low.share) * math.log(size / start) / math.log(high.at_least / start)
+    part = Part(first, last, Split(tensor_degree, sequence_parallel))
+    return _stage_time(roofline.kind_of(device), Identity(workload), part, samples, recompute)
 
 
-def _optimizer_s(device: Device, workload: Workload) -> float:
-    """The optimizer step is memory traffic: gradient, weights and states read, weights and states written.
+def layer_backward_s(
+    device: Device,
+    workload: Workload,
+    layer: int,
+    samples: int,
+    *,
+    tensor_degree: int = 1,
+    sequence_parallel: bool = False,
+    recompute: Recompute = "none",
+) -> float:
+    """Seconds of one layer's backward pass: :func:`stage_time` of that layer alone."""
+    part = Part(layer, layer + 1, Split(tensor_degree, sequence_parallel))
+    return _stage_time(roofline.kind_of(device), Identity(workload), part, samples, recompute).backward_s
 
-    16-bit training updates fp32 master weights, and writes the 16-bit ones beside them.
+
+@lru_cache(maxsize=65536)
+def _stage_time(
+    device_key: Identity, workload_key: Identity, part: Part, samples: int, recompute: Recompute
+) -> StageTime:
+    device, workload = device_key.value, workload_key.value
+    assert isinstance(device, Device)
+    assert isinstance(workload, Workload)
+    guess = roofline.layers_s(device, workload, part)
+    times = _without_recompute(device, workload, part, samples)
+    if samples == 0:
+        return StageTime(0.0, 0.0, 0.0, times.fidelity, times.holds_collectives)
+    if recompute == "none":
+        return times
+    if recompute == "full":
+        inner = _recomputed(workload, part)
+        if inner is None:
+            return times
+        repeated = times if inner == part else _without_recompute(device, workload, inner, samples)
+        return _with_again(times, repeated.forward_s, measured=repeated.guessed_s == 0)
+    # What is computed again is no layer of its own: the roofline's share of the forward pass.
+    again = guess.selective.at(samples) * times.forward_s / guess.forward.at(samples)
+    return _with_again(times, again, measured=times.fidelity == "calibrated")
+
+
+def _recomputed(workload: Workload, part: Part) -> Part | None:
+    """What full recomputation repeats: all but the loss, whose backward pass follows its forward pass at once."""
+    last = part.last
+    while last > part.first and any(op.kind == "loss" for op in workload.layers[last - 1].forward):
+        last -= 1
+    return part._replace(last=last) if last > part.first else None
+
+
+def _with_again(times: StageTime, again_s: float, *, measured: bool) -> StageTime:
+    guessed_s = times.guessed_s + (0.0 if measured else again_s)
+    return replace(times, backward_s=times.backward_s + again_s, guessed_s=guessed_s)
+
+
+def _without_recompute(device: Device, workload: Workload, part: Part, samples: int) -> StageTime:
+    """From the best source that there is."""
+    if (layers := layer_profile_of(device, workload)) is not None:
+        return _from_layers(device, workload, layers, part, samples)
+    if (profile := profile_of(device, workload)) is not None:
+        return _from_whole(device, workload, profile, part, samples)
+    guess, fidelity = roofline.layers_s(device, workload, part), roofline_fidelity(device)
+    forward_s, backward_s = guess.forward.at(samples), guess.backward.at(samples)
+    return StageTime(forward_s, backward_s, forward_s + backward_s if fidelity == "datasheet" else 0.0, fidelity)
+
+
+def _from_whole(device: Device, workload: Workload, profile: Profile, part: Part, samples: int) -> StageTime:
+    """The measured times of the whole workload, times the roofline's share of the part that is asked for."""
+    measured = profiled_cost(device.name, profile, device.slowdown)
+    forward_s, backward_s = measured.forward.at(samples), measured.backward.at(samples)
+    if part.last - part.first == len(workload.layers) and part.split.degree == 1:
+        return StageTime(forward_s, backward_s, 0.0, "profiled")
+    guess = roofline.layers_s(device, workload, part)
+    whole = roofline.layers_s(device, workload, Part(0, len(workload.layers)))
+    forward_s *= guess.forward.at(samples) / whole.forward.at(samples)
+    backward_s *= guess.backward.at(samples) / whole.backward.at(samples)
+    return StageTime(forward_s, backward_s, forward_s + backward_s, "profiled")
+
+
+def _from_layers(device: Device, workload: Workload, profile: LayerProfile, part: Part, samples: int) -> StageTime:
+    """The sum of the layers' measured times; of another tensor degree, scaled by what the roofline says of both."""
+    degree = _nearest_degree(profile, part.split.degree)
+    near = roofline.layers_s(device, workload, part.of_degree(degree))
+    forward_s = _measured_at(profile, "forward_s", part.of_degree(degree), samples, near.forward)
+    backward_s = _measured_at(profile, "backward_s", part.of_degree(degree), samples, near.backward)
+    guessed = degree != part.split.degree or sum(point.tensor_degree == degree for point in profile.points) < 2
+    if degree != part.split.degree:
+        guess = roofline.layers_s(device, workload, part)
+        forward_s *= guess.forward.at(samples) / near.forward.at(samples)
+        backward_s *= guess.backward.at(samples) / near.backward.at(samples)
+    forward_s, backward_s = forward_s * device.slowdown, backward_s * device.slowdown
+    holds = profile.tensor_collectives and degree > 1
+    return StageTime(forward_s, backward_s, forward_s + backward_s if guessed else 0.0, "profiled", holds)
+
+
+def _nearest_degree(profile: LayerProfile, degree: int) -> int:
+    measured = sorted({point.tensor_degree for point in profile.points})
+    return min(measured, key=lambda each: abs(math.log(each / degree)))
+
+
+def _measured_at(profile: LayerProfile, field: Pass, part: Part, samples: int, guess: Curve) -> float:
+    """Through the measured points; a single one says how far the roofline is off, at every size."""
+    sizes, layers = _layer_seconds(Identity(profile), part.split.degree, field)
+    seconds = tuple(sum(layer[number] for layer in layers[part.first : part.last]) for number in range(len(sizes)))
+    if len(sizes) == 1:
+        return seconds[0] * guess.at(samples) / guess.at(sizes[0])
+    return Curve(sizes, seconds).at(samples)
+
+
+@lru_cache(maxsize=1024)
+def _layer_seconds(key: Identity, degree: int, field: Pass) -> tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]:
+    """The micro-batches that were measured at a tensor degree, and per layer its seconds at each, never falling."""
+    assert isinstance(key.value, LayerProfile)
+    points = sorted((p for p in key.value.points if p.tensor_degree == degree), key=lambda point: point.micro_batch)
+    rows = zip(*(getattr(point, field) for point in points), strict=True)
+    return tuple(point.micro_batch for point in points), tuple(tuple(non_decreasing(row)) for row in rows)
+
+
+def _summed_cost(device: Device, workload: Workload) -> DeviceCost:
+    """Times of the whole workload from the profile of its layers."""
+    last, sizes = len(workload.layers), roofline.powers(workload.global_batch)
+    times = [stage_time(device, workload, 0, last, size) for size in sizes]
+    return DeviceCost(
+        device=device.name,
+        fidelity="profiled",
+        forward=Curve(sizes, tuple(each.forward_s for each in times)),
+        backward=Curve(sizes, tuple(each.backward_s for each in times)),
+        optimizer_s=update_s(device, workload, 0, last),
+    )
+
+
+def update_s(
+    device: Device, workload: Workload, first: int, last: int, *, tensor_degree: int = 1, share: float = 1.0
+) -> float:
+    """Seconds of the optimizer step over the trainable parameters of layers ``[first, last)`` on one device.
+
+    Args:
+        device: its figures and profiles; ``slowdown`` counts.
+        workload: gives layers and optimizer.
+        first: number of the first layer.
+        last: one past the last.
+        tensor_degree: devices that share each layer.
+        share: of the parameters that this device updates (ZeRO).
     """
-    weights = 2 * workload.element_bytes if workload.element_bytes >= 4 else 8 + workload.element_bytes
-    states = 8 * OPTIMIZER_STATES[workload.optimizer]
-    moved = workload.trainable_parameters * (workload.element_bytes + weights + states)
-    return moved / (device.memory_bandwidth * share(device.memory_efficiency, moved)) + device.launch_overhead_us * 1e-6
+    parameters = workload.shard_parameters(first, last, tensor_degree)
+    if (layers := layer_profile_of(device, workload)) is not None:
+        degree = _nearest_degree(layers, tensor_degree)
+        scale = parameters / max(workload.shard_parameters(first, last, degree), 1)
+        return _measured_update_s(layers, degree, first, last) * scale * share * device.slowdown
+    if (profile := profile_of(device, workload)) is not None:
+        return profile.optimizer_s * parameters / max(workload.trainable_parameters, 1) * share * device.slowdown
+    return roofline.optimizer_s(device, workload, parameters * share)
+
+
+def _measured_update_s(profile: LayerProfile, degree: int, first: int, last: int) -> float:
+    """An update does not depend on the micro-batch: the median of what was measured at several."""
+    return median(sum(point.optimizer_s[first:last]) for point in profile.points if point.tensor_degree == degree)
+
+
+def tensor_collectives(
+    workload: Workload, first: int, last: int, samples: int, *, recompute: Recompute = "none"
+) -> TensorCollectives:
+    """The all-reduces inside a tensor-parallel group for one micro-batch through layers ``[first, last)``.
+
+    With sequence parallelism each is a reduce-scatter and an all-gather of the same size. Full recomputation repeats
+    those of the forward pass; selective recomputation repeats none (attention scores need no exchange).
+    """
+    return _tensor_collectives(Identity(workload), first, last, samples, recompute)
+
+
+@lru_cache(maxsize=16384)
+def _tensor_collectives(
+    workload_key: Identity, first: int, last: int, samples: int, recompute: Recompute
+) -> TensorCollectives:
+    workload = workload_key.value
+    assert isinstance(workload, Workload)
+    size = samples * workload.element_bytes
+    splits = [layer.tensor for layer in workload.layers[first:last] if layer.tensor is not None]
+    forward = [size * at(each, workload.sequence_length) for split in splits for each in split.forward_elements]
+    backward = [size * at(each, workload.sequence_length) for split in splits for each in split.backward_elements]
+    if recompute == "full":
+        backward += forward
+    return TensorCollectives(_counted(forward), _counted(backward))
+
+
+def _counted(sizes: Sequence[float]) -> tuple[tuple[float, int], ...]:
+    return tuple(sorted(Counter(size for size in sizes if size > 0).items()))
 
 
 def peak_memory_bytes(workload: Workload, micro_batch: int) -> float:

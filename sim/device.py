@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cached_property
+from operator import itemgetter
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from .workload import Count, Dtype, Facts, Name, NonNegative, Positive, Share, Spec
+from .workload import Count, Dtype, Facts, Name, NonNegative, Positive, Share, Spec, not_tiny
 
 GIB = 2**30
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), AfterValidator(not_tiny)]
 Residual = Annotated[float, Field(gt=-1, le=1e6, allow_inf_nan=False)]
 
 
@@ -22,6 +23,26 @@ class EfficiencyStep(Spec):
     """FLOPs (compute tables) or bytes (memory tables) of one operator."""
     share: Fraction
 
+
+class Saturation(Spec):
+    """Share of the peak that grows with an operator's work ``w`` towards ``best``: best w / (w + half)."""
+
+    best: Fraction
+    """Share of the peak that a very large operator reaches."""
+    half_us: NonNegative = 0.0
+    """A kernel whose work takes so long at the peak reaches half of the best share: what is lost to filling the
+    device and draining it does not depend on its size."""
+    fitted_to: str = ""
+    """Measurements that the two figures were fitted to; empty: assumed."""
+
+    @property
+    def half_s(self) -> float:
+        """``half_us`` in seconds."""
+        return self.half_us * 1e-6
+
+
+Efficiency = list[EfficiencyStep] | Saturation
+"""Share of the peak by size: a table, interpolated in the logarithm of the size, or a curve that saturates."""
 
 # Isaev et al. 2023 (Calculon), the A100 example: share of the peak by the operator's size.
 CALCULON_COMPUTE = (
@@ -129,8 +150,10 @@ class Device(Spec):
     memory_bandwidth_gb_per_s: Positive
     launch_overhead_us: NonNegative = 4.0
     """Time per kernel that no operator hides."""
-    compute_efficiency: list[EfficiencyStep] = Field(default_factory=lambda: list(CALCULON_COMPUTE))
-    memory_efficiency: list[EfficiencyStep] = Field(default_factory=lambda: list(CALCULON_MEMORY))
+    dispatch_us: NonNegative = 0.0
+    """Time of the host per kernel. It runs ahead of the device: a layer takes the longer of the two times."""
+    compute_efficiency: Efficiency = Field(default_factory=lambda: list(CALCULON_COMPUTE))
+    memory_efficiency: Efficiency = Field(default_factory=lambda: list(CALCULON_MEMORY))
     overhead_gib: NonNegative = 0.0
     """Memory that the framework takes before the model's first byte."""
     idle_w: NonNegative | None = None
@@ -146,7 +169,7 @@ class Device(Spec):
     """Its work takes so many times as long as its figures say: a straggler is above 1."""
     overlaps: bool = True
     """Whether collectives run beside compute (a lane's share its cores with it, so they do not)."""
-    ranges: dict[str, tuple[NonNegative, NonNegative]] = Field(default_factory=dict)
+    ranges: dict[str, Annotated[list[NonNegative], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)
     """Lowest and highest value of a figure where sources differ."""
     source: dict[str, str] = Field(default_factory=dict)
     """Where each figure is from; "recalled": nobody opened the source."""
@@ -227,14 +250,30 @@ class CollectivePoint(Spec):
 
 
 class CollectiveTable(Spec):
-    """A collective measured over the named devices: a table, interpolated in the logarithm of the size."""
+    """A collective measured over the named devices, or over so many like ranks: a table of its time by size."""
 
     kind: CollectiveKind = "all_reduce"
     backend: Name
-    devices: Annotated[list[Name], Field(min_length=2)]
+    devices: Annotated[list[Name], Field(max_length=100_000)] = Field(default_factory=list)
+    """Those that took part; empty: like ones, so many as ``ranks`` says."""
+    ranks: Annotated[int, Field(ge=2, le=2**31)] | None = None
+    """Devices that took part, where they are none of the cluster's own."""
+    nodes: Count = 1
+    """Machines that the ``ranks`` were on, equally many on each."""
     points: Annotated[list[CollectivePoint], Field(min_length=2, max_length=10_000)]
     step_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
     launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
+    source: str = ""
+
+    @model_validator(mode="after")
+    def _who(self) -> Self:
+        if (self.ranks is None) == (not self.devices):
+            raise ValueError("needs either devices (the cluster's own) or ranks (so many like ones)")
+        if self.ranks is None and len(set(self.devices)) < 2:
+            raise ValueError("devices has fewer than two different names; a collective takes two")
+        if self.ranks is not None and self.nodes > self.ranks:
+            raise ValueError(f"nodes is {self.nodes}, more than the {self.ranks} ranks on them")
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -286,6 +325,31 @@ class Cluster(Spec):
     def devices(self) -> tuple[Device, ...]:
         """All devices, node by node."""
         return tuple(device for node in self.nodes for device in node.devices)
+
+    @cached_property
+    def by_name(self) -> dict[str, Device]:
+        """The devices by their names."""
+        return {device.name: device for device in self.devices}
+
+    @cached_property
+    def node_of(self) -> dict[str, int]:
+        """Per device, the number of its machine."""
+        return {device.name: number for number, node in enumerate(self.nodes) for device in node.devices}
+
+    @cached_property
+    def kinds(self) -> dict[str, int]:
+        """Per device, a number that is equal for devices that differ in nothing but the name."""
+        numbers: dict[str, int] = {}
+        seen: dict[tuple[int, ...], int] = {}
+        known: dict[str, int] = {}
+        figures = itemgetter(*sorted(Device.model_fields.keys() - {"name"}))
+        for device in self.devices:
+            # Devices of one counted entry share their values: identity finds them without reading all fields.
+            parts = tuple(map(id, figures(device.__dict__)))
+            if parts not in seen:
+                seen[parts] = known.setdefault(device.model_dump_json(exclude={"name"}), len(known))
+            numbers[device.name] = seen[parts]
+        return numbers
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,102 +1,29 @@
-"""simulate(): a discrete-event model of training steps on unequal devices. The only file that imports simpy."""
+"""simulate(): what a policy gives on a scenario, predicted by the event loop; and the noise that it meets."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import lru_cache
 from operator import itemgetter
 
-import simpy
-
 from ..results.errors import InputError
-from ..results.ledger import critical_path, durations, ledgers, quantiles
-from ..results.record import (
-    SCHEMA_VERSION,
-    DeviceLedger,
-    Fidelity,
-    Manifest,
-    Quantiles,
-    Run,
-    Summary,
-    digest,
-    event_frame,
-)
-from . import cost, noise
-from .bounds import lower_bound_s
+from ..results.ledger import durations, quantiles
+from ..results.record import SCHEMA_VERSION, Manifest, Run, digest, event_frame
+from . import cost, loop, noise, recurrence, variation
+from .bottleneck import Bottleneck, explain
+from .bounds import bound_s, work_bound_s
+from .compiler import compile_plan
 from .device import CollectiveTable, Profile
+from .faults import goodput
 from .plan import Plan
+from .program import Program
+from .running import Factors, Launch
 from .spec import Scenario
+from .summary import device_ledgers, guessed_share, summarise
 from .view import Policy, View, allocate, describe
-
-COMMUNICATION_POWER = 0.5
-"""Share of a device's dynamic power while it communicates: an assumption, not a measurement."""
 
 MAX_SEGMENTS = 5_000_000
 """Intervals that one run may hold: they are kept in memory."""
-
-Row = tuple[int, int, int, str, int, int, int, str, float, float, int]
-Process = Generator[simpy.Event, tuple[float, float], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one device does each step, in seconds without noise."""
-
-    device: str
-    pipeline: int
-    forward_s: tuple[float, ...]
-    """Per micro-batch."""
-    backward_s: tuple[float, ...]
-    optimizer_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """Factors on the work of one launch, per device: of each micro-batch of each step, and of each optimizer step."""
-
-    compute: dict[str, list[float]]
-    optimizer: dict[str, list[float]]
-    communication: list[float]
-
-
-@dataclass(slots=True)
-class Launch:
-    """One simulated launch: when each step was over on the last device, and the events if they were asked for."""
-
-    ends: list[float] = field(default_factory=list)
-    events: list[Row] | None = None
-
-
-class Meeting:
-    """An all-reduce: begins when the last participant has entered, ends for all together."""
-
-    def __init__(self, env: simpy.Environment, participants: int, seconds: Sequence[float]) -> None:
-        self.env = env
-        self.participants = participants
-        self.seconds = iter(seconds)
-        self.entered = 0
-        self.begin = 0.0
-        self.done = env.event()
-
-    def enter(self, moment: float) -> simpy.Event:
-        """Enter at a moment; the event given back fires at the end, its value the (begin, end) of the all-reduce."""
-        done = self.done
-        self.entered += 1
-        self.begin = max(self.begin, moment)
-        if self.entered == self.participants:
-            self.entered, self.done = 0, self.env.event()
-            end = self.begin + next(self.seconds)
-            over = until(self.env, end, (self.begin, end))
-            assert over.callbacks is not None
-            over.callbacks.append(done.trigger)
-        return done
-
-
-def until(env: simpy.Environment, moment: float, value: object = None) -> simpy.Event:
-    """An event at a moment: SimPy takes delays, whose sums may differ from the moment by a rounding."""
-    return env.timeout(max(0.0, moment - env.now), value)
 
 
 def simulate(scenario: Scenario, policy: Policy, *, seed: int | None = None, label: str | None = None) -> Run:
@@ -115,11 +42,16 @@ def simulate(scenario: Scenario, policy: Policy, *, seed: int | None = None, lab
         Infeasible: the policy has no plan for the scenario.
         PlanError: its plan breaks a rule.
     """
-    seed = scenario.seed if seed is None else seed
+    return _simulate(scenario, policy, seed=scenario.seed if seed is None else seed, label=label, explained=True)
+
+
+def _simulate(scenario: Scenario, policy: Policy, *, seed: int, label: str | None = None, explained: bool) -> Run:
+    """The same; why its steps take their time is simulated too, or left out."""
     view = View.of(scenario)
     plan = allocate(policy, view, scenario)
-    launches = run_launches(scenario, plan, seed=seed, launches=scenario.sampling.launches, record=True)
-    return _run(scenario, policy, plan, view, seed=seed, label=label, launches=launches)
+    program, launches = run_plan(scenario, plan, seed=seed, launches=scenario.sampling.launches, record=True)
+    why = explain(scenario, plan, None if noisy(scenario, plan) else program) if explained else ""
+    return _record(scenario, policy, plan, program, view, seed=seed, label=label, launches=launches, why=why)
 
 
 def objective_value(scenario: Scenario, policy: Policy, *, seed: int, launches: int) -> float:
@@ -134,13 +66,14 @@ def objective_value(scenario: Scenario, policy: Policy, *, seed: int, launches: 
     if metric in ("cost", "energy"):
         return -_priced(scenario, policy, seed, metric)
     plan = allocate(policy, View.of(scenario), scenario)
-    times = quantiles(step_durations(run_launches(scenario, plan, seed=seed, launches=launches, record=False)))
+    done = run_launches(scenario, plan, seed=seed, launches=launches, record=False)
+    times = quantiles(step_durations(done, plan.sync_every))
     return scenario.workload.global_batch / times.p50 if metric == "throughput" else -times.p90
 
 
 def _priced(scenario: Scenario, policy: Policy, seed: int, metric: str) -> float:
     """USD or J per million samples, from a whole run: energy needs its ledgers."""
-    summary = simulate(scenario, policy, seed=seed).summary
+    summary = _simulate(scenario, policy, seed=seed, explained=False).summary
     energy = summary.energy_j_per_step
     value = (
         summary.cost_usd_per_million_samples
@@ -156,134 +89,154 @@ def _priced(scenario: Scenario, policy: Policy, seed: int, metric: str) -> float
 def run_launches(scenario: Scenario, plan: Plan, *, seed: int, launches: int, record: bool) -> list[Launch]:
     """Simulate ``launches`` independent launches of ``sampling.steps`` steps of a checked plan.
 
-    Without measured noise every launch is the same, so one is simulated.
+    Without noise every launch is the same, so one is simulated.
+    """
+    return run_plan(scenario, plan, seed=seed, launches=launches, record=record)[1]
+
+
+def run_plan(scenario: Scenario, plan: Plan, *, seed: int, launches: int, record: bool) -> tuple[Program, list[Launch]]:
+    """The same, and the program that ran.
+
+    Without noise, pipelines that are images of each other run as one, where no two of their transfers meet on a link.
+
+    Raises:
+        InputError: a negative seed, or more events than can be kept.
     """
     if seed < 0:
         raise InputError("seed", f"is {seed}", "must be at least 0")
-    plan.require_data_parallel()
-    works = plan_work(scenario, plan)
-    if not _noisy(scenario, works):
-        launches = 1
-    segments = launches * scenario.sampling.steps * sum(2 * len(work.forward_s) + 3 for work in works)
+    steps = whole_rounds(scenario.sampling.steps, plan.sync_every)
+    if noisy(scenario, plan):
+        program = compile_plan(scenario, plan, apart=True)
+        _check_size(program, launches, steps)  # before the draws: they are as many
+        draws = draw_noise(scenario, program, steps=steps, launches=launches, seed=seed)
+    else:
+        program, draws = compile_plan(scenario, plan, folded=True), [Factors()]
+    done = _run(program, draws, steps=steps, record=record)
+    if done is None:
+        _check_size(program, len(draws), steps)
+        done = [
+            loop.run_launch(program, each, steps=steps, launch=number, record=record)
+            for number, each in enumerate(draws)
+        ]
+    return program, done
+
+
+def _run(program: Program, draws: Sequence[Factors], *, steps: int, record: bool) -> list[Launch] | None:
+    """All launches by the recurrence; None where it does not hold, and the event loop has to be asked."""
+    if not recurrence.applies(program):
+        return None
+    done: list[Launch] = []
+    for number, each in enumerate(draws):
+        _check_size(program, len(draws), min(steps, recurrence.AT_ONCE) if each.empty else steps)
+        launch = recurrence.run_launch(program, each, steps=steps, launch=number, record=record)
+        if launch is None:
+            return None
+        done.append(launch)
+    return done
+
+
+def _check_size(program: Program, launches: int, steps: int) -> None:
+    segments = launches * steps * program.segments
     if segments > MAX_SEGMENTS:
         raise InputError(
             "sampling",
             f"asks for {segments} events, at most {MAX_SEGMENTS}",
             "lower sampling.launches or sampling.steps",
         )
-    names = [work.device for work in works]
-    sync_s = cost.all_reduce_s(scenario.cluster, names, scenario.workload.gradient_bytes)
-    steps = scenario.sampling.steps
-    draws = draw_noise(scenario, works, steps=steps, launches=launches, seed=seed)
+
+
+def whole_rounds(steps: int, sync_every: int) -> int:
+    """Steps to simulate: the lead-in, and then whole rounds from one synchronisation of local SGD to the next."""
+    return steps if sync_every == 1 else 1 + sync_every * max(1, -(-(steps - 1) // sync_every))
+
+
+def noisy(scenario: Scenario, plan: Plan) -> bool:
+    """Whether anything that takes part was measured with a spread, or the scenario gives it one."""
+    given = scenario.variation
+    if given.step_cv or given.device_cv or given.network_cv or (given.straggler_share and given.straggler_slowdown > 1):
+        return True
+    names = {name for pipeline in plan.pipelines for name in pipeline.devices}
+    measured: list[Profile | CollectiveTable | None] = [
+        device.profile for device in scenario.cluster.devices if device.name in names
+    ]
+    measured.append(cost.collective_table(scenario.cluster, sorted(names)))
+    return any(any(each.step_residuals + each.launch_residuals) for each in measured if each is not None)
+
+
+def draw_noise(scenario: Scenario, program: Program, *, steps: int, launches: int, seed: int) -> list[Factors]:
+    """The factors of every launch: from what was measured of devices and collectives, and from the scenario's own.
+
+    Without any, one launch without factors: all would be the same.
+    """
+    compute: dict[str, list[list[float]]] = {}
+    optimizer: dict[str, list[list[float]]] = {}
+    for worker in program.workers:
+        per_step = len(worker.stages) * len(worker.classes)
+        for member in worker.members:
+            drawn = _device_factors(scenario, member[0], launches=launches, draws=steps * (per_step + 1), seed=seed)
+            if drawn is not None:
+                compute[member[0]] = [each[: steps * per_step] for each in drawn]
+                optimizer[member[0]] = [each[steps * per_step :] for each in drawn]
+    syncs: dict[int, list[list[float]]] = {}
+    for number, sync in enumerate(program.syncs):
+        names = [program.workers[worker].devices[0] for worker in sync.workers]
+        drawn = _sync_factors(scenario, names, number, launches=launches, draws=steps, seed=seed)
+        if drawn is not None:
+            syncs[number] = drawn
+    if not compute and not syncs:
+        return [Factors()]
     return [
-        run_launch(works, sync_s, each, steps=steps, launch=number, record=record) for number, each in enumerate(draws)
+        Factors(
+            compute={name: each[launch] for name, each in compute.items()},
+            optimizer={name: each[launch] for name, each in optimizer.items()},
+            syncs={name: each[launch] for name, each in syncs.items()},
+        )
+        for launch in range(launches)
     ]
 
 
-def plan_work(scenario: Scenario, plan: Plan) -> list[Work]:
-    """The noiseless times of a data-parallel plan, one entry per device, in the order of the devices' names."""
-    devices = {device.name: device for device in scenario.cluster.devices}
-    works = []
-    for number, pipeline in enumerate(plan.normalize().pipelines):
-        times = cost.device_cost(devices[pipeline.devices[0]], scenario.workload)
-        works.append(
-            Work(
-                device=pipeline.devices[0],
-                pipeline=number,
-                forward_s=tuple(times.forward.at(size) for size in pipeline.micro_batches),
-                backward_s=tuple(times.backward.at(size) for size in pipeline.micro_batches),
-                optimizer_s=times.optimizer_s,
-            )
-        )
-    return works
+def _device_factors(scenario: Scenario, name: str, *, launches: int, draws: int, seed: int) -> list[list[float]] | None:
+    """Per launch, the factors on a device's pieces of work; None where it has no noise."""
+    profile, given = scenario.cluster.by_name[name].profile, scenario.variation
+    residuals = tuple(profile.step_residuals) if profile else ()
+    offsets = tuple(profile.launch_residuals) if profile else ()
+    stragglers = given.straggler_share > 0 and given.straggler_slowdown > 1
+    if not any(residuals) and not any(offsets) and not given.step_cv and not given.device_cv and not stragglers:
+        return None
+    measured = _factors(residuals, offsets, launches=launches, draws=draws, seed=seed, name=name)
+    if not given.step_cv and not given.device_cv and not stragglers:
+        return measured
+    own = variation.step_factors(scenario, name, launches, draws, seed)
+    own = own * variation.launch_factors(scenario, [name], launches, seed)
+    return [[a * b for a, b in zip(row, more, strict=True)] for row, more in zip(measured, own.tolist(), strict=True)]
 
 
-def run_launch(
-    works: Sequence[Work], sync_s: float, factors: Noise, *, steps: int, launch: int = 0, record: bool = True
-) -> Launch:
-    """Simulate one launch: a process per device, a meeting per step where there is more than one device."""
-    env = simpy.Environment()
-    result = Launch(ends=[0.0] * steps, events=[] if record else None)
-    meeting = None
-    if len(works) > 1:
-        meeting = Meeting(env, len(works), [sync_s * factor for factor in factors.communication])
-    for work in works:
-        env.process(_device(env, work, meeting, factors, result, launch=launch))
-    env.run()
-    return result
+def _sync_factors(
+    scenario: Scenario, names: Sequence[str], number: int, *, launches: int, draws: int, seed: int
+) -> list[list[float]] | None:
+    """The same of a synchronisation."""
+    table = cost.collective_table(scenario.cluster, names)
+    residuals = tuple(table.step_residuals) if table else ()
+    offsets = tuple(table.launch_residuals) if table else ()
+    if not any(residuals) and not any(offsets) and not scenario.variation.network_cv:
+        return None
+    name = "all_reduce" if number == 0 else f"all_reduce {number}"
+    measured = _factors(residuals, offsets, launches=launches, draws=draws, seed=seed, name=name)
+    if not scenario.variation.network_cv:
+        return measured
+    own = variation.network_factors(scenario, launches, draws, seed, "sync", number).tolist()
+    return [[a * b for a, b in zip(row, more, strict=True)] for row, more in zip(measured, own, strict=True)]
 
 
-def _device(
-    env: simpy.Environment,
-    work: Work,
-    meeting: Meeting | None,
-    factors: Noise,
-    result: Launch,
-    *,
-    launch: int,
-) -> Process:
-    """One device: forward and backward of each micro-batch, the all-reduce, the optimizer; step after step.
-
-    No barrier follows the optimizer: a fast device starts its next step while a slow one still updates. Between two
-    meetings a device is on its own, so all that it does there is one event of the queue; its clock runs ahead of it.
-    """
-    compute, events, name, pipeline = iter(factors.compute[work.device]), result.events, work.device, work.pipeline
-    clock = 0.0
-    for step, update in enumerate(factors.optimizer[name]):
-        for number, (forward_s, backward_s) in enumerate(zip(work.forward_s, work.backward_s, strict=True)):
-            factor = next(compute)
-            start, middle = clock, clock + forward_s * factor
-            clock = middle + backward_s * factor
-            if events is not None:
-                events.append((launch, 0, step, name, pipeline, 0, number, "forward", start, middle, 1))
-                events.append((launch, 0, step, name, pipeline, 0, number, "backward", middle, clock, 1))
-        if meeting is not None:
-            yield until(env, clock)
-            entered = clock
-            begin, clock = yield meeting.enter(entered)
-            if events is not None:
-                events.append((launch, 0, step, name, pipeline, -1, -1, "wait", entered, begin, 1))
-                events.append((launch, 0, step, name, pipeline, -1, -1, "communication", begin, clock, 1))
-        start = clock
-        clock += work.optimizer_s * update
-        if events is not None:
-            events.append((launch, 0, step, name, pipeline, -1, -1, "optimizer", start, clock, 1))
-        result.ends[step] = max(result.ends[step], clock)
-    yield until(env, clock)
-
-
-def step_durations(launches: Sequence[Launch]) -> list[float]:
-    """Seconds of each counted step of all launches."""
-    return [seconds for launch in launches for seconds in durations(launch.ends, 0.0)]
-
-
-def draw_noise(scenario: Scenario, works: Sequence[Work], *, steps: int, launches: int, seed: int) -> list[Noise]:
-    """The factors of every launch, drawn from what was measured of the devices and of their all-reduce."""
-    devices = {device.name: device for device in scenario.cluster.devices}
-    table = cost.collective_table(scenario.cluster, [work.device for work in works])
-    compute = {}
-    optimizer = {}
-    for work in works:
-        profile = devices[work.device].profile
-        residuals = tuple(profile.step_residuals) if profile else ()
-        offsets = tuple(profile.launch_residuals) if profile else ()
-        per_step = len(work.forward_s)
-        draws = steps * (per_step + 1)
-        both = _factors(residuals, offsets, launches=launches, draws=draws, seed=seed, name=work.device)
-        compute[work.device] = [each[: steps * per_step] for each in both]
-        optimizer[work.device] = [each[steps * per_step :] for each in both]
-    if table is None:
-        communication = [[1.0] * steps] * launches
-    else:
-        residuals, offsets = tuple(table.step_residuals), tuple(table.launch_residuals)
-        communication = _factors(residuals, offsets, launches=launches, draws=steps, seed=seed, name="all_reduce")
+def step_durations(launches: Sequence[Launch], sync_every: int = 1) -> list[float]:
+    """Seconds of each counted step of all launches; with local SGD, the mean step of each round."""
+    steps = [durations(launch.ends, 0.0) for launch in launches]
+    if sync_every == 1:
+        return [seconds for launch in steps for seconds in launch]
     return [
-        Noise(
-            compute={name: each[number] for name, each in compute.items()},
-            optimizer={name: each[number] for name, each in optimizer.items()},
-            communication=communication[number],
-        )
-        for number in range(launches)
+        sum(launch[start : start + sync_every]) / sync_every
+        for launch in steps
+        for start in range(0, len(launch), sync_every)
     ]
 
 
@@ -298,24 +251,23 @@ def _factors(
     return rows
 
 
-def _noisy(scenario: Scenario, works: Sequence[Work]) -> bool:
-    """Whether anything that takes part was measured with a spread."""
-    names = {work.device for work in works}
-    measured: list[Profile | CollectiveTable | None] = [
-        device.profile for device in scenario.cluster.devices if device.name in names
-    ]
-    measured.append(cost.collective_table(scenario.cluster, sorted(names)))
-    return any(any(each.step_residuals + each.launch_residuals) for each in measured if each is not None)
-
-
 def run_id(scenario: Scenario, policy: Policy, seed: int, plan: Plan) -> str:
     """Identity of a simulated run: the hash of everything that decides it."""
     parts = [scenario.model_dump(mode="json"), describe(policy).model_dump(mode="json"), plan.document()]
     return digest([*parts, seed, cost.MODEL_VERSION, SCHEMA_VERSION])[:16]
 
 
-def _run(
-    scenario: Scenario, policy: Policy, plan: Plan, view: View, *, seed: int, label: str | None, launches: list[Launch]
+def _record(
+    scenario: Scenario,
+    policy: Policy,
+    plan: Plan,
+    program: Program,
+    view: View,
+    *,
+    seed: int,
+    label: str | None,
+    launches: list[Launch],
+    why: Bottleneck | str,
 ) -> Run:
     rows = [row for launch in launches for row in launch.events or []]
     # Rows in order of time, ties by device: the order in which processes were created must not show.
@@ -331,100 +283,18 @@ def _run(
         seed=seed,
         model_version=cost.MODEL_VERSION,
     )
-    split = plan.split()
-    lines = ledgers(events, [device.name for device in scenario.cluster.devices])
-    memory = peak_memory_bytes(scenario, plan)
-    devices = {
-        name: ledger.model_copy(update={"samples": split.get(name, 0), "peak_memory_bytes": memory.get(name)})
-        for name, ledger in lines.items()
-    }
+    times = quantiles(step_durations(launches, program.sync_every))
     summary = summarise(
         scenario,
-        step_time=quantiles(step_durations(launches)),
-        launch_medians=[quantiles(step_durations([launch])).p50 for launch in launches],
-        devices=devices,
-        bound_s=lower_bound_s(view),
-        steps=len(step_durations(launches)),
-        fidelity=fidelity(scenario, split),
+        step_time=times,
+        launch_medians=[quantiles(step_durations([launch], program.sync_every)).p50 for launch in launches],
+        devices=device_ledgers(scenario, plan, program, events, repeats=launches[0].repeats),
+        bound_s=bound_s(scenario, view, plan),
+        work_bound_s=work_bound_s(scenario),
+        steps=sum(len(launch.ends) - 1 or 1 for launch in launches),
+        fidelity=program.fidelity,
+        guessed_share=guessed_share(program),
+        goodput=goodput(scenario, plan, step_s=times.mean, seed=seed),
+        why=why,
     )
     return Run(manifest=manifest, plan=plan.document(), summary=summary, events=events)
-
-
-def summarise(
-    scenario: Scenario,
-    *,
-    step_time: Quantiles,
-    launch_medians: Sequence[float],
-    devices: dict[str, DeviceLedger],
-    bound_s: float,
-    steps: int,
-    fidelity: Fidelity,
-    median_interval_s: tuple[float, float] | None = None,
-) -> Summary:
-    """The summary of a run, simulated or measured, from its step times and ledgers.
-
-    ``median_interval_s`` is by default the span from p10 to p90 of the launches' medians: where the median of one fresh
-    launch is expected.
-    """
-    workload = scenario.workload
-    if not math.isfinite(bound_s):
-        bound_s = 0.0  # no policy can split the batch, yet a plan written by hand runs: nothing is known but zero
-    if median_interval_s is None:
-        spread = quantiles(launch_medians)
-        median_interval_s = (spread.p10, spread.p90)
-    throughput = workload.global_batch / step_time.p50
-    peaks = sum(device.peak(workload.dtype) for device in scenario.cluster.devices)
-    return Summary(
-        fidelity=fidelity,
-        steps=steps,
-        launches=len(launch_medians),
-        step_time_s=step_time,
-        median_interval_s=median_interval_s,
-        launch_median_step_time_s=list(launch_medians),
-        throughput_samples_per_s=throughput,
-        tokens_per_s=throughput * workload.sequence_length,
-        mfu=throughput * workload.flops_per_sample / peaks,
-        energy_j_per_step=_energy_j(scenario, devices),
-        cost_usd_per_million_samples=_cost_usd(scenario, devices, throughput),
-        lower_bound_step_time_s=bound_s,
-        gap_to_bound=step_time.p50 / bound_s - 1 if bound_s > 0 else 0.0,
-        critical_path=critical_path(devices),
-        devices=devices,
-    )
-
-
-def fidelity(scenario: Scenario, split: dict[str, int]) -> Fidelity:
-    """The weakest fidelity among the devices that work."""
-    costs = [cost.device_cost(device, scenario.workload) for device in scenario.cluster.devices if device.name in split]
-    return "profiled" if all(each.fidelity == "profiled" for each in costs) else "datasheet"
-
-
-def peak_memory_bytes(scenario: Scenario, plan: Plan) -> dict[str, float]:
-    """Bytes that each device of a data-parallel plan needs at most."""
-    return {
-        pipeline.devices[0]: cost.peak_memory_bytes(scenario.workload, max(pipeline.micro_batches))
-        for pipeline in plan.pipelines
-    }
-
-
-def _energy_j(scenario: Scenario, ledgers_by_name: dict[str, DeviceLedger]) -> float | None:
-    """Joules per step of the devices in use: P_idle + (P_max - P_idle) u, u by activity."""
-    total = 0.0
-    for device in scenario.cluster.devices:
-        ledger = ledgers_by_name[device.name]
-        if not ledger.samples:
-            continue
-        if device.idle_w is None or device.max_w is None:
-            return None
-        dynamic_s = ledger.compute_s + ledger.optimizer_s + COMMUNICATION_POWER * ledger.communication_s
-        total += device.idle_w * ledger.total_s() + (device.max_w - device.idle_w) * dynamic_s
-    return total
-
-
-def _cost_usd(scenario: Scenario, ledgers_by_name: dict[str, DeviceLedger], throughput: float) -> float | None:
-    """USD per million samples for the devices in use (what is left out need not be rented)."""
-    used = [device for device in scenario.cluster.devices if ledgers_by_name[device.name].samples]
-    prices = [device.price_usd_per_hour for device in used]
-    if any(price is None for price in prices):
-        return None
-    return sum(price for price in prices if price is not None) / 3600 / throughput * 1e6

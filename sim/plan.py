@@ -9,8 +9,10 @@ from pydantic import Field
 
 from ..results.errors import InputError
 from ..results.record import digest
-from . import cost
+from . import memory
 from .device import Device
+from .memory import groups, positions
+from .schedule import deal_samples
 from .spec import Scenario, validate
 from .workload import Name, Spec, Workload
 
@@ -134,8 +136,25 @@ class Plan(Spec):
         self.require_data_parallel()
         return {pipeline.devices[0]: pipeline.samples for pipeline in self.pipelines}
 
+    @property
+    def is_data_parallel(self) -> bool:
+        """Whether every pipeline is one device that holds the whole model."""
+        return all(len(each.stages) == 1 and len(each.devices) == 1 for each in self.pipelines)
+
+    def samples(self) -> dict[str, int]:
+        """Samples per step that each device works on (every stage of a pipeline works on the same ones)."""
+        found: dict[str, int] = {}
+        for pipeline in self.pipelines:
+            for stage in pipeline.stages:
+                shares = [replica.share for replica in stage.replicas]
+                dealt = [deal_samples(size, shares) for size in pipeline.micro_batches]
+                for number, replica in enumerate(stage.replicas):
+                    count = sum(each[number] for each in dealt)
+                    found.update({name: max(count, found.get(name, 0)) for name in replica.devices})
+        return found
+
     def require_data_parallel(self) -> None:
-        """Refuse what the executors of this version cannot run.
+        """Refuse what the replay of this version cannot run.
 
         Raises:
             PlanError: several stages, replicas or devices in a pipeline, sharded states, local SGD, or pulled batches.
@@ -143,13 +162,13 @@ class Plan(Spec):
         for index, pipeline in enumerate(self.pipelines):
             if len(pipeline.stages) > 1 or len(pipeline.devices) > 1:
                 raise PlanError(
-                    f"pipelines.{index}", "has several devices", "only data-parallel plans run in this version"
+                    f"pipelines.{index}", "has several devices", "only data-parallel plans are replayed in this version"
                 )
             if pipeline.stages[0].recompute != "none":
-                raise PlanError(f"pipelines.{index}.stages.0.recompute", "is not supported yet", "use none")
+                raise PlanError(f"pipelines.{index}.stages.0.recompute", "is not replayed yet", "use none")
         for field, only in (("zero", 0), ("dispatch", "static"), ("sync_every", 1), ("deal", "count")):
             if getattr(self, field) != only:
-                raise PlanError(field, f"{getattr(self, field)!r} is not supported yet", f"use {only}")
+                raise PlanError(field, f"{getattr(self, field)!r} is not replayed yet", f"use {only}")
 
     def check(self, scenario: Scenario) -> None:
         """Judge the plan: policies, engine, runner and tests all ask here.
@@ -161,9 +180,42 @@ class Plan(Spec):
         devices = {device.name: device for device in scenario.cluster.devices}
         self._check_samples(scenario.workload)
         self._check_devices(devices)
+        self._check_modes()
         for index, pipeline in enumerate(self.pipelines):
             _check_layers(pipeline, len(scenario.workload.layers), f"pipelines.{index}")
-        self._check_memory(scenario.workload, devices)
+            _check_order(pipeline, self.schedule, f"pipelines.{index}")
+            _check_degrees(pipeline, scenario.workload, f"pipelines.{index}")
+        if self.zero == 3:
+            self._check_gathering()
+        violation = memory.check(scenario.workload, devices, self)
+        if violation is not None:
+            raise PlanError(*violation)
+
+    def _check_modes(self) -> None:
+        """What can be written down but not simulated, and what contradicts itself."""
+        if self.dispatch != "static":
+            raise PlanError("dispatch", f"{self.dispatch!r} is not simulated yet", "use static")
+        if self.deal != "count":
+            problem = f"{self.deal!r} needs samples of different lengths, which workloads do not have yet"
+            raise PlanError("deal", problem, "use count")
+        if self.sync_every > 1 and self.zero:
+            raise PlanError("sync_every", "is above 1 with sharded states", "use zero = 0 or sync_every = 1")
+        if self.state_shares is not None and not self.zero:
+            raise PlanError("state_shares", "are given and zero is 0", "use zero = 1, 2 or 3, or leave them out")
+
+    def _check_gathering(self) -> None:
+        """ZeRO-3 gathers the weights of a stage for every piece: its holders must come to each together."""
+        holders: dict[tuple[int, int], tuple[int, int]] = {}
+        first_of: dict[int, int] = {}
+        for index, pipeline in enumerate(self.pipelines):
+            for number, stage in enumerate(pipeline.stages):
+                where = f"pipelines.{index}.stages.{number}"
+                if first_of.setdefault(stage.first, stage.last) != stage.last:
+                    raise PlanError(where, "is cut otherwise than its peers, with zero = 3", "cut all pipelines alike")
+                count = (len(pipeline.micro_batches), len(stage.replicas[0].devices))
+                if holders.setdefault((stage.first, stage.last), count) != count:
+                    problem = "has another number of micro-batches or devices than its peers, with zero = 3"
+                    raise PlanError(where, problem, "use equal numbers, or zero = 2")
 
     def _check_samples(self, workload: Workload) -> None:
         total = sum(pipeline.samples for pipeline in self.pipelines)
@@ -178,6 +230,7 @@ class Plan(Spec):
     def _check_devices(self, devices: Mapping[str, Device]) -> None:
         seen: dict[str, int] = {}
         for index, pipeline in enumerate(self.pipelines):
+            _check_groups(pipeline, f"pipelines.{index}")
             for name in pipeline.devices:
                 if name not in devices:
                     raise PlanError(
@@ -186,19 +239,6 @@ class Plan(Spec):
                 if name in seen:
                     raise PlanError(f"pipelines.{index}", f"{name!r} is in pipeline {seen[name]} too", "use it once")
                 seen[name] = index
-
-    def _check_memory(self, workload: Workload, devices: Mapping[str, Device]) -> None:
-        for index, pipeline in enumerate(self.pipelines):
-            if len(pipeline.stages) > 1 or len(pipeline.devices) > 1:
-                continue  # the closed form of these is not known here; the executors refuse them by path
-            device = devices[pipeline.devices[0]]
-            need = cost.peak_memory_bytes(workload, max(pipeline.micro_batches))
-            if need > device.memory_bytes:
-                raise PlanError(
-                    f"pipelines.{index}",
-                    f"needs {need / 2**30:.4g} GiB on {device.name!r}, which has {device.memory_bytes / 2**30:.4g} GiB",
-                    "give it fewer samples or a max_micro_batch",
-                )
 
 
 def micro_batches(samples: int, largest: int | None) -> list[int]:
@@ -227,6 +267,53 @@ def _check_layers(pipeline: Pipeline, layers: int, path: str) -> None:
         expected = stage.last
     if expected != layers:
         raise PlanError(f"{path}.stages", f"cover {expected} layers, the model has {layers}", "cover each once")
+
+
+def _check_groups(pipeline: Pipeline, path: str) -> None:
+    """A device belongs to one group of devices, wherever it recurs in its pipeline."""
+    group_of: dict[str, tuple[str, ...]] = {}
+    for number, stage in enumerate(pipeline.stages):
+        here: set[str] = set()
+        for rank, replica in enumerate(stage.replicas):
+            where, group = f"{path}.stages.{number}.replicas.{rank}", tuple(replica.devices)
+            twice = next((name for name in group if name in here or group.count(name) > 1), None)
+            if twice is not None:
+                raise PlanError(where, f"{twice!r} is in the stage twice", "use it once")
+            here.update(group)
+            other = next((name for name in group if group_of.setdefault(name, group) != group), None)
+            if other is not None:
+                raise PlanError(where, f"{other!r} recurs with other devices beside it", "keep a group together")
+
+
+def _check_order(pipeline: Pipeline, schedule: str, path: str) -> None:
+    """Whether the schedule has an order for the pipeline's stages and micro-batches."""
+    places = positions(pipeline)
+    workers, chunks = max(places) + 1, {len(group.stages) for group in groups(pipeline)}
+    if chunks == {1}:
+        if schedule == "interleaved" and workers > 1:
+            raise PlanError(f"{path}.stages", "have no device that recurs, and the schedule is interleaved", "use 1f1b")
+        return
+    if schedule == "1f1b":
+        raise PlanError(f"{path}.stages", "have devices that recur, and the schedule is 1f1b", "use interleaved")
+    if len(chunks) > 1 or places != [number % workers for number in range(len(places))]:
+        raise PlanError(f"{path}.stages", "do not go round the same devices", "repeat them in one order, as often each")
+    if schedule == "interleaved" and len(pipeline.micro_batches) % workers:
+        problem = f"are {len(pipeline.micro_batches)}, no multiple of the {workers} groups of devices (interleaved)"
+        raise PlanError(f"{path}.micro_batches", problem, "use a multiple")
+
+
+def _check_degrees(pipeline: Pipeline, workload: Workload, path: str) -> None:
+    """Whether the layers of each stage divide over its groups of devices."""
+    for number, stage in enumerate(pipeline.stages):
+        for rank, replica in enumerate(stage.replicas):
+            degree = len(replica.devices)
+            if degree > 1:
+                layer = workload.indivisible(stage.first, stage.last, degree)
+                if layer is not None:
+                    where = f"{path}.stages.{number}.replicas.{rank}.devices"
+                    parts = f"has {layer.tensor.divisor} parts" if layer.tensor else "cannot be divided"
+                    mend = f"use a divisor of {layer.tensor.divisor}" if layer.tensor else "use one device"
+                    raise PlanError(where, f"are {degree}, and layer {layer.name!r} {parts}", mend)
 
 
 def _few(names: Mapping[str, object]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -21,8 +23,9 @@ class Piece(NamedTuple):
 def order(kind: Kind, workers: int, position: int, chunks: int, micro_batches: int) -> tuple[Piece, ...]:
     """What a worker does in a step, in order.
 
-    GPipe (Huang et al. 2019): every forward, then every backward, the latest first. 1F1B (Narayanan et al. 2019,
-    PipeDream-Flush): as many forwards as there are workers behind it, then one forward and one backward in turn.
+    GPipe (Huang et al. 2019): every forward, then every backward, in the same order of micro-batches. 1F1B (Narayanan
+    et al. 2019, PipeDream-Flush): as many forwards as there are workers behind it, then one forward and one backward
+    in turn.
     Interleaved 1F1B (Narayanan et al. 2021): the same over several chunks a worker, in groups of ``workers``
     micro-batches; the chunks of a worker are ``workers`` stages apart.
 
@@ -35,7 +38,7 @@ def order(kind: Kind, workers: int, position: int, chunks: int, micro_batches: i
     """
     if kind == "gpipe":
         forward = [Piece(False, chunk, number) for chunk in range(chunks) for number in range(micro_batches)]
-        backward = [Piece(True, piece.chunk, piece.micro_batch) for piece in reversed(forward)]
+        backward = [Piece(True, chunk, number) for chunk in reversed(range(chunks)) for number in range(micro_batches)]
         return tuple(forward + backward)
     group = workers if kind == "interleaved" else micro_batches
     forward = _in_groups(False, range(chunks), group, micro_batches)
@@ -64,3 +67,16 @@ def most_in_flight(pieces: tuple[Piece, ...], held: dict[tuple[int, int], float]
         now += -amount if piece.backward else amount
         most = max(most, now)
     return most
+
+
+def deal_samples(samples: int, shares: Sequence[float]) -> list[int]:
+    """Samples of a micro-batch for each replica: its share rounded down, the rest to the largest remainders."""
+    if len(shares) == 1:
+        return [samples]
+    whole = sum(map(Fraction, shares))
+    exact = [samples * Fraction(share) / whole for share in shares]
+    dealt = [int(each) for each in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda index: (dealt[index] - exact[index], index))
+    for index in by_remainder[: samples - sum(dealt)]:
+        dealt[index] += 1
+    return dealt

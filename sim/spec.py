@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ..results.errors import InputError
 from ..results.store import read_text
 from .device import Cluster, Device, Link, Node
+from .sources import check_sources
 from .workload import Model, Name, NonNegative, Positive, Spec, Whole, Workload
 
 MAX_INPUT_BYTES = 16 * 2**20
@@ -141,6 +142,8 @@ class Scenario(Spec):
     source: str = ""
     cluster: Cluster
     workload: Workload
+    policies: Annotated[list[Name], Field(max_length=100)] = Field(default_factory=list)
+    """What to simulate where the command names no policy, as ``--policy`` takes it: ``grid(pipeline=2)``."""
     objective: Objective = Objective()
     sampling: Sampling = Sampling()
     variation: Variation = Variation()
@@ -246,7 +249,7 @@ def expand(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """
     result = dict(document)
     if isinstance(cluster := result.get("cluster"), dict):
-        result["cluster"] = _expand_cluster(cluster)
+        result["cluster"] = _expand_cluster(cluster, folder)
     if isinstance(workload := result.get("workload"), dict) and isinstance(workload.get("model"), str):
         result["workload"] = {**workload, "model": load_model(workload["model"], folder)}
     return result
@@ -256,7 +259,10 @@ def load_model(name: str, folder: Path | None = None) -> Model:
     """A catalog model by name, or a model file inside the scenario's folder."""
     if name in shipped_names("catalog/models"):
         text = _data("catalog/models").joinpath(f"{name}.json").read_text(encoding="utf-8")
-        return validate(Model, json.loads(text), f"catalog model {name}", prefix=f"catalog model {name}: ")
+        model = validate(Model, json.loads(text), f"catalog model {name}", prefix=f"catalog model {name}: ")
+        if not model.source.strip():
+            raise InputError(f"catalog model {name}: source", "is missing", 'add "source": "an address", or "recalled"')
+        return model
     if name.endswith(".json"):
         return validate(Model, parse_file(inside(folder, name, "workload.model")), name, prefix=f"{name}: ")
     near = difflib.get_close_matches(name[:200], shipped_names("catalog/models"), n=1)
@@ -424,38 +430,55 @@ def _inner_model(annotation: Any) -> Any:
     return next((each for each in inner if each is not None), None)
 
 
-def _expand_cluster(cluster: dict[str, Any]) -> dict[str, Any]:
+def _expand_cluster(cluster: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     if "lanes" in cluster:
         raise InputError(
             "cluster.lanes", "the lanes of this host are not calibrated", "run `steelyard calibrate` first"
         )
     result = dict(cluster)
-    if isinstance(result.get("network"), str):
-        result["network"] = load_link(result["network"], "cluster.network")
+    _expand_link(result, "network", "cluster.network")
+    if isinstance(result.get("switches"), list):
+        result["switches"] = [dict(each) if isinstance(each, dict) else each for each in result["switches"]]
+        for index, switch in enumerate(result["switches"]):
+            _expand_link(switch, "uplink", f"cluster.switches.{index}.uplink")
     if isinstance(result.get("nodes"), list):
         nodes: list[Any] = []
         room = MAX_DEVICES
         for index, entry in enumerate(result["nodes"]):
-            copies = _expand_node(entry, index, room)
+            copies = _expand_node(entry, index, room, folder)
             room -= sum(len(node.devices) for node in copies if isinstance(node, Node))
             nodes.extend(copies)
         result["nodes"] = nodes
     return result
 
 
-def _expand_node(entry: Any, index: int, room: int) -> Sequence[Any]:
+def _expand_link(holder: Any, key: str, where: str) -> None:
+    """Replace a link that is named by what the catalog says of it; ``{ link = name, ... }`` has overrides."""
+    value = holder.get(key) if isinstance(holder, dict) else None
+    if isinstance(value, str):
+        holder[key] = load_link(value, where)
+    elif isinstance(value, dict) and "link" in value:
+        if not isinstance(value["link"], str):
+            raise InputError(f"{where}.link", "is not a name", "`steelyard list links` names them")
+        own = {name: each for name, each in value.items() if name != "link"}
+        catalog = _catalog_entry("links", value["link"], f"{where}.link")
+        holder[key] = validate(Link, {**catalog, **own}, where, prefix=f"{where}.")
+
+
+def _expand_node(entry: Any, index: int, room: int, folder: Path | None) -> Sequence[Any]:
     """One entry of the cluster as single nodes; what is no table is left for the validation of the whole."""
     if not isinstance(entry, dict):
         return [entry]
     where = f"cluster.nodes.{index}"
     count = _count(entry, where, room)
     own = {"name": f"node{index}", **{key: value for key, value in entry.items() if key != "count"}}
-    if isinstance(own.get("link"), str):
-        own["link"] = load_link(own["link"], f"{where}.link")
+    _expand_link(own, "link", f"{where}.link")
+    _expand_link(own, "network", f"{where}.network")
     if isinstance(own.get("devices"), list):
         devices: list[Any] = []
         for number, device in enumerate(own["devices"]):
-            devices.extend(_expand_device(device, f"{where}.devices.{number}", room // count - len(devices)))
+            left = room // count - len(devices)
+            devices.extend(_expand_device(device, f"{where}.devices.{number}", left, folder))
         own["devices"] = devices
     node = validate(Node, own, where, prefix=f"{where}.")
     return [node] if count == 1 else [_copy(node, f"{node.name}-{number}") for number in range(count)]
@@ -467,7 +490,7 @@ def _copy(node: Node, name: str) -> Node:
     return node.model_copy(update={"name": name, "devices": devices})
 
 
-def _expand_device(entry: Any, where: str, room: int) -> Sequence[Any]:
+def _expand_device(entry: Any, where: str, room: int, folder: Path | None) -> Sequence[Any]:
     """One entry of a node as single devices: a catalog name with overrides, or written out; numbered when counted."""
     if isinstance(entry, str):
         entry = {"device": entry}
@@ -479,6 +502,10 @@ def _expand_device(entry: Any, where: str, room: int) -> Sequence[Any]:
         if not isinstance(entry["device"], str):
             raise InputError(f"{where}.device", "is not a name", "`steelyard list devices` names them")
         own = {**_catalog_entry("devices", entry["device"], f"{where}.device"), **own}
+    if isinstance(own.get("layer_profile"), str):
+        from .layer_profiles import resolve
+
+        own["layer_profile"] = resolve(folder, own["layer_profile"], f"{where}.layer_profile")
     device = validate(Device, own, where, prefix=f"{where}.")
     if count == 1:
         return [device]
@@ -498,9 +525,14 @@ def _catalog_entry(folder: str, name: str, field: str) -> dict[str, Any]:
     known = shipped_names(f"catalog/{folder}")
     if name not in known:
         near = difflib.get_close_matches(name[:200], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"`steelyard list {folder}` names them"
         raise InputError(field, f"{shown(name)} is not in the catalog", hint)
-    return parse_toml(shipped_text(f"catalog/{folder}", name), f"catalog {folder} {name}")
+    entry = parse_toml(shipped_text(f"catalog/{folder}", name), f"catalog {folder} {name}")
+    kind: type[Device | Link] = Device if folder == "devices" else Link
+    what = folder.removesuffix("s")
+    # As it stands, before a scenario's overrides: what the catalog says must have a source, what a user says need not.
+    check_sources(validate(kind, entry, f"catalog {what} {name}", prefix=f"catalog {what} {name}: "))
+    return entry
 
 
 def _data(folder: str) -> Traversable:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from ..results.record import PolicyRecord
 from . import cost
 from .device import Cluster, Device
+from .network import network_of
 from .plan import Plan, PlanError
 from .spec import Objective, Scenario
 from .workload import Workload
@@ -97,7 +98,7 @@ class View:
 
     def sync_s(self, names: Sequence[str]) -> float:
         """Estimated seconds of the gradient all-reduce over some devices."""
-        return cost.all_reduce_s(self.cluster, names, self.workload.gradient_bytes)
+        return network_of(self.cluster).collective("all_reduce", names, self.workload.gradient_bytes).alone_s
 
     @cached_property
     def speeds(self) -> tuple[float, ...]:

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from itertools import accumulate
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..results.record import canonical_json, digest
 
-Positive = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]
+LEAST = 1e-30
+"""No positive figure is smaller: quotients of what files may hold stay within a float."""
+
+
+def not_tiny(value: float) -> float:
+    """Refuse what no unit explains, and what an overflow would come of."""
+    if 0 < value < LEAST:
+        raise ValueError(f"is {value:g}; must be at least {LEAST:g}")
+    return value
+
+
+Positive = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False), AfterValidator(not_tiny)]
 NonNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**53)]
@@ -71,7 +84,7 @@ class Operator(Spec):
     weight_elements: Whole = 0
     """Weight elements read once per micro-batch."""
     divided: Share = 1.0
-    """Share of the work that tensor parallelism divides; the rest every rank repeats unless sequence parallelism is on."""
+    """Share of the work that tensor parallelism divides; every rank repeats the rest (see sequence parallelism)."""
 
 
 class TensorSplit(Spec):
@@ -139,6 +152,22 @@ class Model(Spec):
             return data
         return {**data, "layers": [layer for entry in data["layers"] for layer in _copies(entry)]}
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        """Inputs come from layers before, so that the graph has no circle; ties name a layer."""
+        names: set[str] = set()
+        for layer in self.layers:
+            late = next((name for name in layer.inputs or () if name not in names), None)
+            if late is not None:
+                raise ValueError(f"layer {layer.name!r} has the input {late!r}, which is no layer before it; reorder")
+            if layer.name in names:
+                raise ValueError(f"two layers are named {layer.name!r}; give each its own name")
+            names.add(layer.name)
+        stray = next((layer for layer in self.layers if layer.tied_with not in (None, *names)), None)
+        if stray is not None:
+            raise ValueError(f"layer {stray.name!r} is tied with {stray.tied_with!r}, which is no layer; correct it")
+        return self
+
 
 NOT_WORK: dict[str, Any] = {
     **dict.fromkeys(("tensor", "selective_elements", "selective_flops"), True),
@@ -157,6 +186,14 @@ def _copies(entry: Any) -> list[Any]:
         raise ValueError("a layer with repeat needs a name with {} in it; for example h.{}")
     rest = {key: value for key, value in entry.items() if key != "repeat"}
     return [{**rest, "name": name.replace("{}", str(number))} for number in range(count)]
+
+
+class Edge(NamedTuple):
+    """What one stage hands to another, per sample."""
+
+    source: int
+    target: int
+    elements: float
 
 
 class Workload(Spec):
@@ -219,6 +256,56 @@ class Workload(Spec):
         trainable = self.element_bytes + states + master
         return self.parameters * self.element_bytes + self.trainable_parameters * trainable
 
+    def __hash__(self) -> int:
+        """Equal workloads have equal hashes; their layers are left to the comparison."""
+        return hash((self.model.name, self.global_batch, self.sequence_length, self.dtype, self.optimizer))
+
+    def shard_parameters(self, first: int, last: int, degree: int) -> float:
+        """Trainable parameters of layers [first, last) on one rank of a tensor-parallel group."""
+        sums = self.shard_sums.get(degree)
+        if sums is None:
+            shares = [layer.tensor.divided_parameters if layer.tensor else 0.0 for layer in self.layers]
+            parts = (
+                layer.trainable_parameters * (share / degree + 1 - share)
+                for layer, share in zip(self.layers, shares, strict=True)
+            )
+            sums = self.shard_sums[degree] = (0.0, *accumulate(parts))
+        return sums[last] - sums[first]
+
+    @cached_property
+    def shard_sums(self) -> dict[int, tuple[float, ...]]:
+        """Per tensor degree, running sums of the parameters of a rank, layer by layer: filled as they are asked for."""
+        return {}
+
+    def indivisible(self, first: int, last: int, degree: int) -> Layer | None:
+        """The first of layers [first, last) that does not divide over ``degree`` devices."""
+        known = self.divides.get(degree)
+        if known is None:
+            bad = [not layer.tensor or layer.tensor.divisor % degree != 0 for layer in self.layers]
+            known = self.divides[degree] = tuple(number for number, each in enumerate(bad) if each)
+        place = bisect.bisect_left(known, first)
+        return self.layers[known[place]] if place < len(known) and known[place] < last else None
+
+    @cached_property
+    def divides(self) -> dict[int, tuple[int, ...]]:
+        """Per tensor degree, the layers that it does not divide: filled as they are asked for."""
+        return {}
+
+    def stage_edges(self, firsts: tuple[int, ...]) -> tuple[Edge, ...]:
+        """What stages hand to each other, when stage i holds the layers from ``firsts[i]`` to the next one's first.
+
+        Each layer's output goes once to every stage that reads it.
+        """
+        edges = self.edges_of.get(firsts)
+        if edges is None:
+            edges = self.edges_of[firsts] = _edges(self.layers, self.sequence_length, firsts)
+        return edges
+
+    @cached_property
+    def edges_of(self) -> dict[tuple[int, ...], tuple[Edge, ...]]:
+        """Edges by the stages' first layers: filled as they are asked for."""
+        return {}
+
     @cached_property
     def key(self) -> str:
         """Digest of what decides the work of one sample: a measured profile belongs to one key.
@@ -227,3 +314,19 @@ class Workload(Spec):
         """
         layers = [layer.model_dump(mode="json", exclude=NOT_WORK) for layer in self.layers]
         return digest([layers, self.sequence_length, self.dtype, self.optimizer])[:16]
+
+
+def _edges(layers: list[Layer], tokens: int, firsts: tuple[int, ...]) -> tuple[Edge, ...]:
+    stage_of = [bisect.bisect_right(firsts, number) - 1 for number in range(len(layers))]
+    number_of = {layer.name: number for number, layer in enumerate(layers)}
+    crossing: dict[tuple[int, int], set[int]] = {}
+    for number, layer in enumerate(layers):
+        feeding = [number - 1] if layer.inputs is None else [number_of[name] for name in layer.inputs]
+        for source in feeding:
+            if source >= 0 and stage_of[source] != stage_of[number]:
+                crossing.setdefault((stage_of[source], stage_of[number]), set()).add(source)
+    outputs = [at(layer.output_elements, tokens) for layer in layers]
+    return tuple(
+        Edge(source, target, sum(outputs[each] for each in sorted(feeding)))
+        for (source, target), feeding in sorted(crossing.items())
+    )

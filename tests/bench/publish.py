@@ -13,12 +13,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SCOREBOARD = ROOT / "results" / "scoreboard"
+DATA = ROOT.parent / "shared" / "data"
+"""Published measurements, which are no part of the project; without them their scores stay as they are."""
 README = ROOT / "README.md"
 FIGURE = ROOT / "docs" / "figures" / "loop.png"
 
@@ -41,6 +44,9 @@ def publish() -> None:
         document = json.loads(answer)
         _write("bench.json", json.loads(figures.read_text()))
     _write("demo.json", condensed(document))
+    if DATA.is_dir():
+        scores = json.loads(run([program("steelyard"), "validate", str(DATA), "--json"], dict(os.environ)))
+        _write("validation.json", {**scores, "date": datetime.now(UTC).date().isoformat()})
     _write_figure(ROOT / Path(document["report"]).parent / "figures")
 
 
@@ -66,8 +72,11 @@ def rendered(text: str) -> str:
     """The README with each marked section made anew from the scoreboard."""
     demo = json.loads((SCOREBOARD / "demo.json").read_text())
     bench = json.loads((SCOREBOARD / "bench.json").read_text())
+    scores = json.loads((SCOREBOARD / "validation.json").read_text())
     for name, lines in (
         ("demo", demo_lines(demo)),
+        ("scenarios", scenario_lines()),
+        ("published", published_lines(scores)),
         ("bench", bench_lines(bench)),
         ("validated", validated_lines(demo)),
     ):
@@ -108,6 +117,36 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
             f" After the lanes' drift since calibration the error is {demo['mape_drift_adjusted_percent']:.1f} %."
         )
     return lines
+
+
+def scenario_lines() -> list[str]:
+    """The shipped scenarios, each with the question it asks."""
+    files = sorted((ROOT / "sim" / "scenarios").glob("*.toml"))
+    summaries = {file.stem: tomllib.loads(file.read_text())["summary"] for file in files}
+    return ["| scenario | asks |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in summaries.items())]
+
+
+def published_lines(scores: dict[str, Any]) -> list[str]:
+    """Errors on held-out rows, next to the baselines', and how much of the catalog was looked up."""
+    lines = [
+        "| measurements | held out | rows | mean error | median | p90 | worst | τ | regret | mean error of baselines |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for score in scores["scores"]:
+        model = score["model"]
+        figures = [f"{model[key]:.1f}" for key in ("mape", "median", "p90", "worst")]
+        ranks = ["-" if model[key] is None else f"{model[key]:.2g}" for key in ("tau", "regret")]
+        others = ", ".join(f"{name} {each['mape']:.1f}" for name, each in score["baselines"].items())
+        lines.append(
+            f"| {score['data']} | {score['split']} | {score['rows']} | {' | '.join(figures + ranks)} | {others} |"
+        )
+    catalog = scores["catalog"]
+    return [
+        *lines,
+        "",
+        f"On {scores['date']}. Of the catalog's {catalog['figures']} figures, {catalog['recalled']} are recalled and "
+        "not looked up; every other names the source that was read.",
+    ]
 
 
 def validated_lines(demo: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from steelyard.policies import REGISTRY
+from steelyard.policies import DEFAULTS
 from steelyard.policies.search import Space, make_sampler, search
 from steelyard.policies.storage import open_storage
 from steelyard.sim.spec import Scenario, scenario_from
@@ -20,7 +20,7 @@ TRIALS = 200
 
 def _optuna_alone(storage: Path | None) -> float:
     """Seconds of Optuna's own loop: the same sampler, storage and space, and an objective that does nothing."""
-    space = Space.of(list(REGISTRY))
+    space = Space.of(list(DEFAULTS))
 
     def objective(trial: optuna.Trial) -> float:
         space.suggest(trial)

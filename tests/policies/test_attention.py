@@ -22,7 +22,8 @@ def test_one_key_alone_is_a_power_of_the_figure(values: list[float], weight: flo
     """softmax(w log f / t) = f ** (w / t) / sum f ** (w / t)."""
     keys = np.log(np.array(values))[:, None]
     shares = attention(np.array([[weight]]), keys, temperature, OPEN[: len(values)])[0]
-    powers = np.exp((weight / temperature) * (np.log(values) - np.log(values).max()))
+    scores = (weight / temperature) * np.log(values)
+    powers = np.exp(scores - scores.max())
     assert shares == pytest.approx(powers / powers.sum(), rel=1e-9)
 
 

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from steelyard.policies import (
+    DEFAULTS,
     REGISTRY,
     Choice,
     Range,
     make_policy,
     parameters,
+    policies_for,
     policy_class,
     policy_from_text,
     searchable,
@@ -219,3 +221,32 @@ def test_a_policy_of_ones_own_lies_in_the_working_folder(
     assert policy.allocate(View.of(scenario)).split() == {"fast": 24, "slow": 8}
     with pytest.raises(InputError, match="a number from 0 to 1"):
         policy_from_text(f"{name}:Mine:power=2")
+
+
+@pytest.mark.parametrize(
+    "text", ["throughput(gamma=0.5)", "throughput( gamma = 0.5 )", "throughput:gamma=0.5", " throughput (gamma=0.5)"]
+)
+def test_parameters_in_either_notation(text: str) -> None:
+    assert policy_from_text(text) == Throughput(gamma=0.5)
+
+
+def test_a_module_takes_parameters_in_parentheses() -> None:
+    assert policy_from_text("steelyard.policies.proportional:Throughput(gamma=0.5)") == Throughput(gamma=0.5)
+
+
+@pytest.mark.parametrize("text", ["throughput(gamma=0.5", "throughput(gamma)", "throughput(gamma=0.5))", "(gamma=1)"])
+def test_broken_notation_is_an_input_error(text: str) -> None:
+    with pytest.raises(InputError):
+        policy_from_text(text)
+
+
+def test_policies_are_those_given_else_the_scenarios_else_the_defaults(quiet_scenario: Scenario) -> None:
+    own = quiet_scenario.model_copy(update={"policies": ["makespan", "throughput(gamma=2.0)"]})
+    assert policies_for(own, ["uniform"]) == [Uniform()]
+    assert policies_for(own) == [Makespan(), Throughput(gamma=2.0)]
+    assert policies_for(quiet_scenario) == [policy_from_text(name) for name in DEFAULTS]
+
+
+def test_the_plans_of_the_defaults_can_be_replayed(quiet_scenario: Scenario) -> None:
+    for policy in policies_for(quiet_scenario):
+        policy.allocate(View.of(quiet_scenario)).require_data_parallel()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from steelyard.policies import REGISTRY, make_policy, policy_from_text
+from steelyard.policies import DEFAULTS, make_policy, policy_from_text
 from steelyard.policies.search import SearchResult, TrialRow, distinct_plans, search, write_best
 from steelyard.policies.workers import Evaluator, _answer, evaluate
 from steelyard.results.errors import InputError
@@ -55,8 +55,8 @@ def whole(small: Document, tmp_path_factory: pytest.TempPathFactory) -> tuple[Se
 
 def test_defaults_come_first_and_best_is_the_best(whole: tuple[SearchResult, bytes], small: Document) -> None:
     result, _ = whole
-    assert [row.policy for row in result.trials[: len(REGISTRY)]] == list(REGISTRY)
-    for row in result.trials[: len(REGISTRY)]:
+    assert [row.policy for row in result.trials[: len(DEFAULTS)]] == list(DEFAULTS)
+    for row in result.trials[: len(DEFAULTS)]:
         assert make_policy(row.policy, row.parameters) == make_policy(row.policy)
     assert result.value == max(row.value for row in result.trials if row.value is not None)
     assert [row.number for row in result.trials] == list(range(TRIALS))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from steelyard.policies import REGISTRY, make_policy
+from steelyard.policies import DEFAULTS, make_policy
 from steelyard.policies.whatif import Vary, WhatIf, whatif
 from steelyard.results.errors import InputError
 from steelyard.sim.engine import objective_value, simulate
@@ -29,7 +29,7 @@ def test_every_point_has_the_best_policy_as_the_engine_says(document: Document) 
         changed = copy.deepcopy(document)
         changed["workload"]["global_batch"] = batch
         scenario = scenario_from(changed)
-        values = {name: objective_value(scenario, make_policy(name), seed=7, launches=2) for name in REGISTRY}
+        values = {name: objective_value(scenario, make_policy(name), seed=7, launches=2) for name in DEFAULTS}
         assert point.settings == {"workload.global_batch": batch}
         assert point.objective_value == max(values.values())
         assert values[str(point.policy)] == point.objective_value

@@ -41,7 +41,7 @@ def test_what_is_no_number_has_no_digest() -> None:
 def test_labels_name_the_parameters() -> None:
     assert PolicyRecord(name="uniform").label() == "uniform"
     assert PolicyRecord(name="throughput", parameters={"gamma": 1.23456, "on": True}).label() == (
-        "throughput(gamma=1.23, on=True)"
+        "throughput(gamma=1.23, on=true)"
     )
 
 

@@ -12,6 +12,7 @@ from steelyard.results.tables import (
     headlines,
     ledger_table,
     milliseconds,
+    path_text,
     percent,
     plan_table,
     provenance_table,
@@ -98,3 +99,10 @@ def test_names_in_figures_are_short(study: list[Run]) -> None:
     assert len(short_name(row)) < 50
     many = row.model_copy(update={"plan": {str(number): 1 for number in range(100)}})
     assert short_name(many).endswith("on 100 devices")
+
+
+def test_the_path_is_told_by_its_main_causes() -> None:
+    """Three of them at most, and none below a hundredth of the step."""
+    seconds = {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}
+    assert path_text({"step_s": 10.0, "by_cause": seconds}) == "40 % a, 30 % b, 20 % c"
+    assert path_text({"step_s": 10.0, "by_cause": {"a": 9.96, "b": 0.04}}) == "100 % a"

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from steelyard.results.errors import InputError
-from steelyard.sim import cost
+from steelyard.sim import cost, roofline
 from steelyard.sim.cost import Curve, Line
+from steelyard.sim.curve import non_decreasing
 from steelyard.sim.device import Cluster, CollectivePoint, Device, EfficiencyStep, Profile
 from steelyard.sim.spec import Scenario
 from steelyard.sim.workload import Workload
@@ -95,7 +96,7 @@ def test_few_points_give_the_line() -> None:
 
 @given(st.lists(times, min_size=1, max_size=20))
 def test_pooling_is_non_decreasing_and_keeps_the_sum(values: list[float]) -> None:
-    pooled = list(cost._non_decreasing(values))
+    pooled = list(non_decreasing(values))
     assert len(pooled) == len(values)
     assert pooled == sorted(pooled)
     assert sum(pooled) == pytest.approx(sum(values))
@@ -149,12 +150,12 @@ def test_datasheet_times_never_fall(scenario: Scenario, device: Device, batch: i
 @given(tables, st.floats(1.0, 1e15))
 def test_a_share_lies_within_its_table(table: list[EfficiencyStep], size: float) -> None:
     shares = [step.share for step in table]
-    assert min(shares) * (1 - 1e-12) <= cost.share(table, size) <= max(shares) * (1 + 1e-12)
+    assert min(shares) * (1 - 1e-12) <= roofline.share(table, size) <= max(shares) * (1 + 1e-12)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1e6, 0.1), (1e9, 0.6), (16e9, 0.9), (128e9, 0.95), (1e15, 0.95)])
 def test_shares_at_the_steps_are_those_of_the_table(scenario: Scenario, size: float, expected: float) -> None:
-    assert cost.share(scenario.cluster.devices[0].compute_efficiency, size) == pytest.approx(expected)
+    assert roofline.share(scenario.cluster.devices[0].compute_efficiency, size) == pytest.approx(expected)
 
 
 # Datasheet: roofline and optimizer

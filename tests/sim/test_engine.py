@@ -1,4 +1,4 @@
-"""The engine against theory: sums, the period of unequal devices, bounds, invariances, and order statistics."""
+"""simulate(): what whole scenarios come to, the same bytes everywhere, and order statistics of measured noise."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from steelyard.results.errors import InputError
 from steelyard.results.ledger import quantiles, step_times
 from steelyard.results.record import LEDGER_LINES, Run
 from steelyard.results.store import write_run
-from steelyard.sim import cost, engine
+from steelyard.sim import cost, engine, memory
 from steelyard.sim.bounds import lower_bound_s
-from steelyard.sim.device import Profile
+from steelyard.sim.compiler import compile_plan
+from steelyard.sim.device import Link, Profile, Switch
 from steelyard.sim.plan import Plan
-from steelyard.sim.spec import Scenario, scenario_from
+from steelyard.sim.running import Factors, Launch
+from steelyard.sim.spec import Sampling, Scenario, scenario_from
 from steelyard.sim.view import Fixed, View
+from steelyard.sim.workload import TensorSplit
 
 Document = dict[str, Any]
-seconds = st.floats(1e-6, 10.0)
 
 
 def fixed(scenario: Scenario, samples: dict[str, int]) -> Fixed:
@@ -37,132 +39,6 @@ def fixed(scenario: Scenario, samples: dict[str, int]) -> Fixed:
 
 def with_workload(scenario: Scenario, **changes: object) -> Scenario:
     return scenario.model_copy(update={"workload": scenario.workload.model_copy(update=changes)})
-
-
-@st.composite
-def clusters(draw: st.DrawFn) -> tuple[list[engine.Work], float]:
-    """One to five devices with any times, and the seconds of their all-reduce."""
-    works = []
-    for number in range(draw(st.integers(1, 5))):
-        count = draw(st.integers(1, 4))
-        works.append(
-            engine.Work(
-                device=f"device{number}",
-                pipeline=number,
-                forward_s=tuple(draw(st.lists(seconds, min_size=count, max_size=count))),
-                backward_s=tuple(draw(st.lists(seconds, min_size=count, max_size=count))),
-                optimizer_s=draw(seconds),
-            )
-        )
-    return works, draw(seconds)
-
-
-def no_noise(works: list[engine.Work], steps: int) -> engine.Noise:
-    return engine.Noise(
-        compute={work.device: [1.0] * steps * len(work.forward_s) for work in works},
-        optimizer={work.device: [1.0] * steps for work in works},
-        communication=[1.0] * steps,
-    )
-
-
-def busy_s(work: engine.Work) -> float:
-    return sum(work.forward_s) + sum(work.backward_s) + work.optimizer_s
-
-
-def launch(works: list[engine.Work], sync_s: float, steps: int = 5) -> engine.Launch:
-    return engine.run_launch(works, sync_s, no_noise(works, steps), steps=steps)
-
-
-# Theory at zero noise
-
-
-@given(clusters())
-def test_one_device_takes_the_sum_of_its_parts(cluster: tuple[list[engine.Work], float]) -> None:
-    works, sync_s = cluster
-    result = launch(works[:1], sync_s)
-    assert engine.step_durations([result]) == pytest.approx([busy_s(works[0])] * 4, rel=1e-12)
-
-
-def test_one_device_takes_exactly_the_sum_of_its_parts() -> None:
-    """Powers of two add without rounding: the equality is exact."""
-    work = engine.Work("one", 0, (0.5, 0.25), (1.0, 0.5), 0.125)
-    assert engine.step_durations([launch([work], 1.0)]) == [2.375] * 4
-
-
-@given(clusters())
-def test_period_is_the_slowest_device_plus_the_all_reduce(cluster: tuple[list[engine.Work], float]) -> None:
-    """All leave the all-reduce together; device k is back after its optimizer, forward and backward: busy_k later.
-
-    The next all-reduce starts with the last, so its ends are max_k busy_k + sync apart, from the first step on; and so
-    are the ends of the steps, which are the same max_k optimizer_k behind it.
-    """
-    works, sync_s = cluster
-    period = max(busy_s(work) for work in works) + (sync_s if len(works) > 1 else 0.0)
-    assert engine.step_durations([launch(works, sync_s)]) == pytest.approx([period] * 4, rel=1e-9)
-
-
-@given(clusters())
-def test_step_lies_between_each_device_alone_and_all_in_a_row(cluster: tuple[list[engine.Work], float]) -> None:
-    works, sync_s = cluster
-    step_s = engine.step_durations([launch(works, sync_s)])[-1] * (1 + 1e-9)
-    assert all(step_s >= busy_s(work) for work in works)
-    assert step_s <= (sum(map(busy_s, works)) + sync_s) * (1 + 2e-9)
-
-
-@given(clusters())
-def test_the_last_to_enter_waits_for_nobody(cluster: tuple[list[engine.Work], float]) -> None:
-    works, sync_s = cluster
-    waits: dict[int, list[float]] = {}
-    for _, _, step, _, _, _, _, kind, start, end, _ in launch(works, sync_s).events or []:
-        if kind == "wait":
-            waits.setdefault(step, []).append(end - start)
-    assert len(waits) == (5 if len(works) > 1 else 0)
-    assert all(min(each) == 0.0 and len(each) == len(works) for each in waits.values())
-
-
-@given(clusters())
-def test_a_device_does_one_thing_at_a_time_without_a_gap(cluster: tuple[list[engine.Work], float]) -> None:
-    works, sync_s = cluster
-    clock = dict.fromkeys((work.device for work in works), 0.0)
-    for _, _, _, device, _, _, _, _, start, end, _ in launch(works, sync_s).events or []:
-        assert start == clock[device]
-        assert end >= start
-        clock[device] = end
-
-
-@given(clusters(), st.floats(1e-3, 1e3))
-def test_all_times_scaled_scale_the_step(cluster: tuple[list[engine.Work], float], factor: float) -> None:
-    works, sync_s = cluster
-    scaled = [
-        engine.Work(
-            work.device,
-            work.pipeline,
-            tuple(factor * each for each in work.forward_s),
-            tuple(factor * each for each in work.backward_s),
-            factor * work.optimizer_s,
-        )
-        for work in works
-    ]
-    expected = [factor * each for each in launch(works, sync_s).ends]
-    assert launch(scaled, factor * sync_s).ends == pytest.approx(expected, rel=1e-9)
-
-
-@given(clusters())
-def test_free_links_equal_no_links(cluster: tuple[list[engine.Work], float]) -> None:
-    """With an all-reduce that takes no time the step is that of the slowest device on its own."""
-    works, _ = cluster
-    alone = max(engine.step_durations([launch([work], 0.0)])[-1] for work in works)
-    assert engine.step_durations([launch(works, 0.0)])[-1] == pytest.approx(alone, rel=1e-9)
-
-
-@given(clusters(), st.randoms(use_true_random=False))
-def test_the_order_of_devices_changes_nothing(cluster: tuple[list[engine.Work], float], random: Any) -> None:
-    works, sync_s = cluster
-    shuffled = random.sample(works, len(works))
-    assert launch(shuffled, sync_s).ends == launch(works, sync_s).ends
-
-
-# The same through simulate(): whole scenarios
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -297,6 +173,85 @@ def test_negative_seed_and_endless_sampling_are_refused(scenario: Scenario) -> N
         engine.simulate(scenario.model_copy(update={"sampling": sampling}), make_policy("uniform"))
 
 
+# Plans of other shapes
+
+
+def four_pipelines(build: Any) -> tuple[Scenario, Plan]:
+    """Two pipelines of two groups of two, and two alone, all behind one thin uplink; every rate another."""
+    devices = [
+        build.device(
+            f"d{n:02}",
+            [1.0, 0.5, 2.0],
+            [2.0, 1.0, 3.0],
+            degrees=(1, 2),
+            slowdown=1 + n // 4 / 8,
+            max_w=100.0,
+            idle_w=20.0,
+        )
+        for n in range(10)
+    ]
+    uplink = Link(name="uplink", latency_us=1000.0, bandwidth_gb_per_s=0.5)
+    scenario = build.scenario(
+        devices,
+        batch=20,
+        per_node=2,
+        layers=[{"tensor": TensorSplit(divisor=2, forward_elements=[[1e7]], backward_elements=[[1e7]])}] * 3,
+        parameters=10**8,
+        outputs=1e8,
+        gb_per_s=2.0,
+        nodes=[{"switch": f"rack{number % 2}"} for number in range(5)],
+        cluster={"switches": [Switch(name=f"rack{number}", uplink=uplink) for number in range(2)]},
+        sampling=Sampling(steps=6),
+    )
+    deep = [build.pipeline([0, 2, 3], [[f"d{n:02}", f"d{n + 1:02}"] for n in (k, k + 2)], [2, 2, 2]) for k in (0, 4)]
+    flat = [build.pipeline([0, 3], [f"d{n:02}"], [2, 2]) for n in (8, 9)]
+    return scenario, Plan(pipelines=[*deep, *flat], schedule="1f1b", bucket_mib=1.0)
+
+
+def test_a_run_of_pipelines_adds_up(build: Any) -> None:
+    """Step time, samples, ledgers, memory, energy and bound of one summary say the same."""
+    scenario, plan = four_pipelines(build)
+    run = engine.simulate(scenario, Fixed(plan))
+    summary = run.summary
+    step_s = summary.step_time_s.mean
+    assert summary.steps == 5
+    assert summary.throughput_samples_per_s == pytest.approx(20 / step_s)
+    assert {name: ledger.samples for name, ledger in summary.devices.items()} == plan.samples()
+    peaks = memory.peak(scenario.workload, plan)
+    for name, ledger in summary.devices.items():
+        assert ledger.total_s() == pytest.approx(step_s, rel=1e-9)
+        assert ledger.peak_memory_bytes == pytest.approx(peaks[name].total)
+    assert 0 < summary.lower_bound_step_time_s < step_s
+    assert summary.gap_to_bound == pytest.approx(step_s / summary.lower_bound_step_time_s - 1)
+    times = [each for launch_times in step_times(run.events).values() for each in launch_times]
+    assert quantiles(times).p50 == pytest.approx(summary.step_time_s.p50, rel=1e-9)
+    alone = [20.0 * step_s * 10, 100.0 * step_s * 10]
+    assert alone[0] < (summary.energy_j_per_step or 0.0) < alone[1]
+
+
+def test_a_folded_run_says_the_same_of_every_device(build: Any) -> None:
+    """Eight equal pipelines are simulated as one; each device of the others has the ledger of its image."""
+    devices = [build.device(f"d{n:02}", [1.0, 1.0], [2.0, 2.0]) for n in range(16)]
+    scenario = build.scenario(
+        devices, batch=32, parameters=10**9, outputs=1e8, gb_per_s=1.0, sampling=Sampling(steps=4)
+    )
+    pipelines = [build.pipeline([0, 1, 2], [f"d{2 * n:02}", f"d{2 * n + 1:02}"], [1] * 4) for n in range(8)]
+    summary = engine.simulate(scenario, Fixed(Plan(pipelines=pipelines, schedule="1f1b"))).summary
+    for number, name in enumerate(sorted(summary.devices)):
+        assert summary.devices[name] == summary.devices[f"d{number % 2:02}"]
+        assert summary.devices[name].samples == 4
+    assert summary.devices["d00"].compute_s == pytest.approx(12.0)
+
+
+@given(every=st.integers(1, 5), steps=st.integers(1, 12))
+def test_local_sgd_is_counted_in_whole_rounds(every: int, steps: int) -> None:
+    whole = engine.whole_rounds(steps, every)
+    assert whole >= steps or every == 1
+    assert whole == steps if every == 1 else (whole - 1) % every == 0
+    ends = [float(number) for number in range(1, whole + 1)]
+    assert engine.step_durations([Launch(ends=ends)], every) == [1.0] * max(1, (whole - 1) // every)
+
+
 # Repeatability
 
 
@@ -314,31 +269,44 @@ from pathlib import Path
 from steelyard.policies import make_policy
 from steelyard.results.store import write_run
 from steelyard.sim.engine import simulate
+from steelyard.sim.plan import Plan
 from steelyard.sim.spec import load_scenario
-run = simulate(load_scenario(sys.argv[1]), make_policy("attention"))
-write_run(run, Path(sys.argv[2]))
-print(run.manifest.run_id)
+from steelyard.sim.view import Fixed
+for scenario, plan, folder in zip(sys.argv[1::3], sys.argv[2::3], sys.argv[3::3]):
+    policy = make_policy("attention") if plan == "attention" else Fixed(Plan.parse(json.loads(Path(plan).read_text())))
+    run = simulate(load_scenario(scenario), policy)
+    write_run(run, Path(folder))
+    print(run.manifest.run_id)
 """
 
 
-def test_same_inputs_same_bytes_in_another_process(scenario: Scenario, tmp_path: Path) -> None:
-    file = tmp_path / "scenario.json"
-    file.write_text(scenario.model_dump_json())
-    here = engine.simulate(scenario, make_policy("attention"))
-    expected = folder_digest(here, tmp_path / "here")
-    assert folder_digest(engine.simulate(scenario, make_policy("attention")), tmp_path / "again") == expected
+def test_same_inputs_same_bytes_in_another_process(scenario: Scenario, build: Any, tmp_path: Path) -> None:
+    """Under any hash seed; a noisy data-parallel run, and one of pipelines, groups and shared links without noise."""
+    hybrid, plan = four_pipelines(build)
+    plan_file = tmp_path / "plan.json"
+    plan_file.write_text(plan.model_dump_json())
+    runs = [engine.simulate(scenario, make_policy("attention")), engine.simulate(hybrid, Fixed(plan))]
+    arguments: list[str] = []
+    for number, each in enumerate((scenario, hybrid)):
+        file = tmp_path / f"scenario{number}.json"
+        file.write_text(each.model_dump_json())
+        arguments += [str(file), str(plan_file) if number else "attention", "{place}" + str(number)]
+        expected = folder_digest(runs[number], tmp_path / f"here{number}")
+        policy = Fixed(plan) if number else make_policy("attention")
+        assert folder_digest(engine.simulate(each, policy), tmp_path / f"again{number}") == expected
     for seed in ("1", "2"):
-        place = tmp_path / seed
         child = subprocess.run(
-            [sys.executable, "-c", CHILD, str(file), str(place)],
+            [sys.executable, "-c", CHILD, *(each.format(place=tmp_path / seed) for each in arguments)],
             env={**os.environ, "PYTHONHASHSEED": seed},
             capture_output=True,
             text=True,
             check=True,
         )
-        assert child.stdout.strip() == here.manifest.run_id
-        for name in ("events.parquet", "summary.json", "plan.json"):
-            assert (place / name).read_bytes() == (tmp_path / "here" / name).read_bytes(), name
+        assert child.stdout.split() == [run.manifest.run_id for run in runs]
+        for number in range(2):
+            for name in ("events.parquet", "summary.json", "plan.json"):
+                there, here = Path(f"{tmp_path / seed}{number}") / name, tmp_path / f"here{number}" / name
+                assert there.read_bytes() == here.read_bytes(), name
 
 
 def test_the_seed_decides(scenario: Scenario) -> None:
@@ -386,9 +354,9 @@ def test_all_policies_meet_the_same_noise(scenario: Scenario) -> None:
     assert both[0].compute["fast"] != both[0].compute["slow"]
 
 
-def draw(scenario: Scenario, samples: dict[str, int], launches: int = 3) -> list[engine.Noise]:
-    works = engine.plan_work(scenario, Plan.data_parallel(scenario.workload, samples))
-    return engine.draw_noise(scenario, works, steps=10, launches=launches, seed=5)
+def draw(scenario: Scenario, samples: dict[str, int], launches: int = 3) -> list[Factors]:
+    program = compile_plan(scenario, Plan.data_parallel(scenario.workload, samples), apart=True)
+    return engine.draw_noise(scenario, program, steps=10, launches=launches, seed=5)
 
 
 def gaussian_lanes(make_document: Callable[..., Document], scales: tuple[float, float], sigma: float) -> Scenario:

@@ -13,6 +13,7 @@ from steelyard.results.errors import InputError
 from steelyard.sim import cost
 from steelyard.sim.plan import Plan, PlanError, micro_batches
 from steelyard.sim.spec import Scenario, scenario_from
+from steelyard.sim.workload import TensorSplit
 
 Document = dict[str, Any]
 
@@ -80,8 +81,8 @@ STAGES = [{"first": 0, "last": 2, "replicas": [{"devices": ["fast"]}]}]
         (changed("pipelines.0.stages.0.replicas.0.share", 0.5), "pipelines.0.stages.0.replicas", "sum to 0.5"),
         (
             changed("pipelines.0.stages.0.replicas", [{"devices": ["fast"]}, {"devices": ["fast"]}]),
-            "pipelines.0.stages.0.replicas",
-            "sum to 2",
+            "pipelines.0.stages.0.replicas.1",
+            "'fast' is in the stage twice",
         ),
         (changed("pipelines.0.stages.0.replicas.0.share", 0.0), "pipelines.0.stages.0.replicas.0.share", "is 0.0"),
         (changed("pipelines.0.micro_batches", []), "pipelines.0.micro_batches", "has 0 entries"),
@@ -105,6 +106,160 @@ def test_a_micro_batch_over_the_limit_is_named(make_document: Callable[..., Docu
     error = refusal(scenario_from(document), {"pipelines": [pipeline("fast", [8, 8, 9]), pipeline("slow", [7])]})
     assert error.path == "pipelines.0.micro_batches"
     assert "over 8 samples" in error.problem
+
+
+# Plans of every other shape: two groups of two equal devices, four layers that divide by two
+
+
+def stage(first: int, last: int, *groups: list[str]) -> Document:
+    share = 1 / len(groups)
+    return {"first": first, "last": last, "replicas": [{"devices": group, "share": share} for group in groups]}
+
+
+def looped(names: list[str], count: int = 4) -> Document:
+    """A layer for each name, so that names may recur."""
+    return {"stages": [stage(n, n + 1, [name]) for n, name in enumerate(names)], "micro_batches": [1] * count}
+
+
+def whole(name: str, sizes: list[int], last: int = 4) -> Document:
+    return {"stages": [stage(0, last, [name])], "micro_batches": sizes}
+
+
+@pytest.fixture(scope="session")
+def four(build: Any) -> Scenario:
+    """Four devices, four layers, of which the last cannot be divided; a batch of four."""
+    split = {"tensor": TensorSplit(divisor=2)}
+    devices = [build.device(f"d{n}", [1.0] * 4, [1.0] * 4) for n in range(4)]
+    made: Scenario = build.scenario(devices, batch=4, per_node=4, layers=[split, split, split])
+    return made
+
+
+RECURRING = looped(["d0", "d1", "d0", "d1"])
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"pipelines": [RECURRING], "schedule": "interleaved"},
+        {"pipelines": [RECURRING], "schedule": "gpipe"},
+        {"pipelines": [looped(["d0", "d1", "d2", "d3"])], "schedule": "1f1b"},
+        {"pipelines": [{**looped([]), "stages": [stage(0, 3, ["d0", "d1"]), stage(3, 4, ["d2"], ["d3"])]}]},
+        {"pipelines": [whole("d0", [2]), whole("d1", [1, 1])], "zero": 2},
+        {"pipelines": [whole("d0", [2]), whole("d1", [2])], "zero": 1, "state_shares": {"d0": 0.25, "d1": 0.75}},
+        {"pipelines": [whole("d0", [2]), whole("d1", [2])], "sync_every": 7},
+        {"pipelines": [whole("d0", [4])], "schedule": "interleaved"},
+    ],
+)
+def test_shapes_that_are_valid(four: Scenario, document: Document) -> None:
+    Plan.parse(document).check(four)
+
+
+@pytest.mark.parametrize(
+    ("document", "path", "says"),
+    [
+        (
+            {"pipelines": [{**looped([]), "stages": [stage(0, 4, ["d0", "d0"])]}]},
+            "pipelines.0.stages.0.replicas.0",
+            "'d0' is in the stage twice",
+        ),
+        (
+            {"pipelines": [{**looped([]), "stages": [stage(0, 2, ["d0", "d1"]), stage(2, 4, ["d0"])]}]},
+            "pipelines.0.stages.1.replicas.0",
+            "'d0' recurs with other devices beside it",
+        ),
+        (
+            {"pipelines": [{**looped([]), "stages": [stage(0, 2, ["d0", "d1"]), stage(2, 4, ["d1", "d0"])]}]},
+            "pipelines.0.stages.1.replicas.0",
+            "recurs with other devices",
+        ),
+        ({"pipelines": [RECURRING], "schedule": "1f1b"}, "pipelines.0.stages", "the schedule is 1f1b"),
+        (
+            {"pipelines": [looped(["d0", "d1", "d2", "d3"])], "schedule": "interleaved"},
+            "pipelines.0.stages",
+            "no device that recurs",
+        ),
+        (
+            {"pipelines": [looped(["d0", "d1", "d1", "d0"])], "schedule": "interleaved"},
+            "pipelines.0.stages",
+            "do not go round",
+        ),
+        (
+            {"pipelines": [looped(["d0", "d1", "d0", "d2"])], "schedule": "gpipe"},
+            "pipelines.0.stages",
+            "do not go round",
+        ),
+        (
+            {"pipelines": [{**RECURRING, "micro_batches": [2, 1, 1]}], "schedule": "interleaved"},
+            "pipelines.0.micro_batches",
+            "are 3, no multiple of the 2 groups",
+        ),
+        (
+            {"pipelines": [{**looped([]), "stages": [stage(0, 3, ["d0", "d1", "d2"]), stage(3, 4, ["d3"])]}]},
+            "pipelines.0.stages.0.replicas.0.devices",
+            "are 3, and layer 'l0' has 2 parts",
+        ),
+        (
+            {"pipelines": [{**looped([]), "stages": [stage(0, 4, ["d0", "d1"])]}]},
+            "pipelines.0.stages.0.replicas.0.devices",
+            "are 2, and layer 'l3' cannot be divided",
+        ),
+        (
+            {"pipelines": [whole("d0", [2]), whole("d1", [1, 1])], "zero": 3},
+            "pipelines.1.stages.0",
+            "another number of micro-batches or devices",
+        ),
+        (
+            {
+                "pipelines": [
+                    {**whole("d0", [2]), "stages": [stage(0, 2, ["d0"]), stage(2, 4, ["d1"])]},
+                    {**whole("d2", [2]), "stages": [stage(0, 3, ["d2"]), stage(3, 4, ["d3"])]},
+                ],
+                "zero": 3,
+            },
+            "pipelines.1.stages.0",
+            "is cut otherwise than its peers",
+        ),
+        ({"pipelines": [whole("d0", [2]), whole("d1", [2])], "sync_every": 2, "zero": 1}, "sync_every", "sharded"),
+        ({"pipelines": [whole("d0", [4])], "state_shares": {"d0": 1.0}}, "state_shares", "zero is 0"),
+        (
+            {"pipelines": [whole("d0", [2]), whole("d1", [2])], "zero": 1, "state_shares": {"d0": 0.5, "d1": 0.4}},
+            "state_shares",
+            "sum to 0.9",
+        ),
+        (
+            {"pipelines": [whole("d0", [2]), whole("d1", [2])], "zero": 1, "state_shares": {"d0": 1.0}},
+            "state_shares",
+            "lack 'd1'",
+        ),
+        ({"pipelines": [whole("d0", [4])], "dispatch": "pull"}, "dispatch", "is not simulated yet"),
+        ({"pipelines": [whole("d0", [4])], "deal": "tokens"}, "deal", "different lengths"),
+        ({"pipelines": [whole("d0", [4], last=3)]}, "pipelines.0.stages", "cover 3 layers"),
+        ({"pipelines": [whole("d9", [4])]}, "pipelines.0", "'d9' is no device"),
+        (
+            {"pipelines": [{**looped([]), "stages": [stage(0, 4, ["d0", "d1"])]}, whole("d1", [0])]},
+            "pipelines.1.micro_batches.0",
+            "is 0",
+        ),
+        ({"pipelines": [whole("d0", [4])], "bucket_mib": 0.0}, "bucket_mib", "is 0"),
+        ({"pipelines": [whole("d0", [4])], "sync_every": 0}, "sync_every", "is 0"),
+        ({"pipelines": [whole("d0", [4])], "zero": 4}, "zero", "is 4"),
+    ],
+)
+def test_shapes_that_are_not_valid_are_refused_by_path(
+    four: Scenario, document: Document, path: str, says: str
+) -> None:
+    error = refusal(four, document)
+    assert error.path == path
+    assert says in error.problem, str(error)
+    assert error.mend
+
+
+def test_a_device_in_two_pipelines_is_found_among_many(build: Any) -> None:
+    devices = [build.device(f"d{n}", [1.0], [1.0]) for n in range(50)]
+    scenario = build.scenario(devices, batch=50)
+    names = [f"d{n}" for n in range(49)] + ["d17"]
+    error = refusal(scenario, {"pipelines": [whole(name, [1], last=1) for name in names]})
+    assert (error.path, error.problem) == ("pipelines.49", "'d17' is in pipeline 17 too")
 
 
 @pytest.mark.parametrize(
@@ -157,17 +312,19 @@ def test_what_the_closed_form_allows_fits_and_one_more_does_not(
     if largest < 32:
         over = Plan.data_parallel(workload, {"fast": largest + 1, "slow": 31 - largest})
         error = refusal(scenario, over.document())
-        assert error.path == "pipelines.0"
+        assert error.path == "pipelines.0.stages.0"
         assert "on 'fast', which has" in error.problem
 
 
-def test_memory_exceeded_names_the_device_and_the_amounts(make_document: Callable[..., Document]) -> None:
+def test_memory_exceeded_names_the_device_the_terms_and_the_amounts(make_document: Callable[..., Document]) -> None:
     document = make_document()
     document["cluster"]["nodes"][0]["devices"][1]["memory_gib"] = 0.01
     error = refusal(scenario_from(document), two())
-    assert str(error) == (
-        "pipelines.1: needs 0.02302 GiB on 'slow', which has 0.01 GiB (give it fewer samples or a max_micro_batch)"
-    )
+    assert error.path == "pipelines.1.stages.0"
+    assert error.problem.startswith("needs 0.02302 GiB on 'slow', which has 0.01 GiB: ")
+    assert "optimizer 0.007451" in error.problem
+    assert error.problem.endswith("; 0.01302 GiB too much")
+    assert "divide its layers" in error.mend
 
 
 def test_accumulation_bounds_the_memory(make_document: Callable[..., Document]) -> None:
