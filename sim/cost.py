@@ -21,12 +21,8 @@ from ..results.record import Fidelity
 from . import roofline
 from .curve import Curve, Line, fit_curve, fit_line, non_decreasing
 from .device import (
-    Cluster,
-    CollectivePoint,
-    CollectiveTable,
     Device,
     LayerProfile,
-    Link,
     Profile,
     ProfilePoint,
     Saturation,
@@ -36,8 +32,8 @@ from .workload import Workload, at
 
 __all__ = [
     "Curve", "DeviceCost", "Indivisible", "LEAST_S", "Line", "Recompute", "StageTime", "TensorCollectives",
-    "all_reduce_s", "collective_table", "datasheet_cost", "device_cost", "fit_curve", "fit_line", "interpolate",
-    "largest_micro_batch", "layer_backward_s", "peak_memory_bytes", "profiled_cost", "ring_links", "stage_time",
+    "datasheet_cost", "device_cost", "fit_curve", "fit_line",
+    "largest_micro_batch", "layer_backward_s", "peak_memory_bytes", "profiled_cost", "stage_time",
     "tensor_collectives", "update_s", "without_sizes",
 ]  # fmt: skip
 
@@ -380,56 +376,6 @@ def largest_micro_batch(workload: Workload, device: Device) -> int:
         device.memory_bytes,
         key=lambda samples: peak_memory_bytes(workload, samples),
     )
-
-
-def all_reduce_s(cluster: Cluster, names: Sequence[str], size_bytes: int) -> float:
-    """Seconds of an all-reduce of ``size_bytes`` on each of the named devices; 0 for a single one.
-
-    A table measured over exactly these devices is interpolated; one measured over more of them is scaled by what each
-    rank moves in a ring, (p-1)/p; else the lock-step ring over the links, 2(p-1) max_i(a_i + n / (p B_i)) (Patarasuk
-    and Yuan 2009; unequal links: the slowest sets the pace).
-    """
-    ranks = len(names)
-    if ranks < 2:
-        return 0.0
-    table = collective_table(cluster, names)
-    if table is not None:
-        moved = (ranks - 1) / ranks * len(table.devices) / (len(table.devices) - 1)
-        return moved * interpolate(table.points, size_bytes)
-    links = ring_links(cluster, names)
-    return max(2 * (ranks - 1) * (link.latency_s + size_bytes / (ranks * link.bandwidth)) for link in links)
-
-
-def collective_table(cluster: Cluster, names: Sequence[str]) -> CollectiveTable | None:
-    """The table that was measured over these devices and the fewest others, if there is one."""
-    wanted = set(names)
-    holding = [table for table in cluster.collectives if wanted <= set(table.devices)]
-    return min(holding, key=lambda table: len(table.devices), default=None)
-
-
-def ring_links(cluster: Cluster, names: Sequence[str]) -> list[Link]:
-    """The links that a ring over the devices uses, node by node: inner links, and the network when it leaves a node."""
-    chosen = set(names)
-    members = [sum(device.name in chosen for device in node.devices) for node in cluster.nodes]
-    links = [node.link for node, count in zip(cluster.nodes, members, strict=True) if count > 1]
-    if sum(count > 0 for count in members) > 1:
-        assert cluster.network is not None, "Cluster requires a network with several nodes"
-        links.append(cluster.network)
-    return links
-
-
-def interpolate(points: Sequence[CollectivePoint], size_bytes: int) -> float:
-    """Seconds at a size: log-log between the table's points; below the first its time, above the last its rate."""
-    ordered = sorted(points, key=lambda point: point.bytes)
-    sizes = [point.bytes for point in ordered]
-    if size_bytes <= sizes[0]:
-        return ordered[0].seconds
-    if size_bytes >= sizes[-1]:
-        return ordered[-1].seconds * size_bytes / sizes[-1]
-    index = bisect.bisect_left(sizes, size_bytes)
-    low, high = ordered[index - 1], ordered[index]
-    part = math.log(size_bytes / low.bytes) / math.log(high.bytes / low.bytes)
-    return math.exp(math.log(low.seconds) + part * (math.log(high.seconds) - math.log(low.seconds)))
 
 
 def without_sizes(profile: Profile, sizes: Iterable[int]) -> Profile:

@@ -15,6 +15,7 @@ from .bounds import bound_s, work_bound_s
 from .compiler import compile_plan
 from .device import CollectiveTable, Profile
 from .faults import goodput
+from .network import network_of
 from .plan import Plan
 from .program import Program
 from .running import Factors, Launch
@@ -159,7 +160,7 @@ def noisy(scenario: Scenario, plan: Plan) -> bool:
     measured: list[Profile | CollectiveTable | None] = [
         device.profile for device in scenario.cluster.devices if device.name in names
     ]
-    measured.append(cost.collective_table(scenario.cluster, sorted(names)))
+    measured.append(network_of(scenario.cluster).measured("all_reduce", sorted(names)))
     return any(any(each.step_residuals + each.launch_residuals) for each in measured if each is not None)
 
 
@@ -215,7 +216,7 @@ def _sync_factors(
     scenario: Scenario, names: Sequence[str], number: int, *, launches: int, draws: int, seed: int
 ) -> list[list[float]] | None:
     """The same of a synchronisation."""
-    table = cost.collective_table(scenario.cluster, names)
+    table = network_of(scenario.cluster).measured("all_reduce", names)
     residuals = tuple(table.step_residuals) if table else ()
     offsets = tuple(table.launch_residuals) if table else ()
     if not any(residuals) and not any(offsets) and not scenario.variation.network_cv:

@@ -37,6 +37,7 @@ from steelyard.runner.calibrate import (
 from steelyard.runner.devices import NamedLane, fingerprint
 from steelyard.runner.launch import LaunchResult, Task
 from steelyard.sim import cost
+from steelyard.sim.measured import interpolate
 from steelyard.sim.spec import Scenario, Training, load_scenario, read_document
 from steelyard.sim.workload import Workload
 
@@ -213,7 +214,7 @@ def test_waiting_for_the_last_to_enter_is_not_the_collectives_time(lag: float, s
     assert [point.bytes for point in table.points] == list(BYTES)
     for point in table.points:
         assert point.seconds == pytest.approx(seconds, rel=1e-6)
-    assert cost.interpolate(table.points, 2**15) == pytest.approx(seconds, rel=1e-6)
+    assert interpolate(table.points, 2**15) == pytest.approx(seconds, rel=1e-6)
 
 
 @given(st.lists(st.floats(-0.9, 10.0), min_size=1, max_size=1000))

@@ -14,7 +14,7 @@ from steelyard.results.errors import InputError
 from steelyard.sim import cost, roofline
 from steelyard.sim.cost import Curve, Line
 from steelyard.sim.curve import non_decreasing
-from steelyard.sim.device import Cluster, CollectivePoint, Device, EfficiencyStep, Profile
+from steelyard.sim.device import Device, EfficiencyStep, Profile
 from steelyard.sim.spec import Scenario
 from steelyard.sim.workload import Workload
 
@@ -265,94 +265,6 @@ def test_frozen_parameters_have_no_gradient(scenario: Scenario) -> None:
 
 
 # Collectives
-
-
-def cluster(devices_per_node: list[int], links: list[tuple[float, float]], network: tuple[float, float]) -> Cluster:
-    """Nodes of so many devices; links as (latency in us, bandwidth in GB/s)."""
-    nodes = []
-    for number, (count, link) in enumerate(zip(devices_per_node, links, strict=True)):
-        devices = [{**flat_device().model_dump(), "name": f"{number}/{each}"} for each in range(count)]
-        nodes.append({"name": f"n{number}", "devices": devices, "link": link_of(link)})
-    return Cluster.model_validate({"nodes": nodes, "network": link_of(network)})
-
-
-def link_of(link: tuple[float, float]) -> Document:
-    return {"name": "link", "latency_us": link[0], "bandwidth_gb_per_s": link[1]}
-
-
-links = st.tuples(st.floats(0, 1e3), st.floats(1e-3, 1e3))
-
-
-@given(p=st.integers(2, 9), link=links, size=st.integers(0, 10**12))
-def test_ring_over_equal_links(p: int, link: tuple[float, float], size: int) -> None:
-    """2 (p-1) a + 2 (p-1)/p n/B."""
-    whole = cluster([p], [link], (1e6, 1e-3))
-    names = [device.name for device in whole.devices]
-    expected = 2 * (p - 1) * link[0] * 1e-6 + 2 * (p - 1) / p * size / (link[1] * 1e9)
-    assert cost.all_reduce_s(whole, names, size) == pytest.approx(expected, rel=1e-9)
-
-
-@given(inner=st.lists(links, min_size=2, max_size=4), network=links, size=st.integers(1, 10**12))
-def test_ring_over_unequal_links_goes_at_the_pace_of_the_slowest(
-    inner: list[tuple[float, float]], network: tuple[float, float], size: int
-) -> None:
-    """Every link of the ring counts: 2 (p-1) max_i (a_i + n / (p B_i))."""
-    whole = cluster([2] * len(inner), inner, network)
-    names = [device.name for device in whole.devices]
-    p = len(names)
-    slowest = max(a * 1e-6 + size / (p * bandwidth * 1e9) for a, bandwidth in [*inner, network])
-    assert cost.all_reduce_s(whole, names, size) == pytest.approx(2 * (p - 1) * slowest, rel=1e-9)
-
-
-def test_links_that_the_ring_does_not_use_do_not_count() -> None:
-    whole = cluster([2, 1, 2], [(1.0, 1.0), (1e6, 1e-3), (1e6, 1e-3)], (10.0, 1.0))
-    assert cost.all_reduce_s(whole, ["0/0", "0/1"], 10**6) == pytest.approx(2 * (1e-6 + 1e6 / 2e9))
-    assert cost.all_reduce_s(whole, ["0/0", "1/0"], 10**6) == pytest.approx(2 * (10e-6 + 1e6 / 2e9))
-    assert cost.all_reduce_s(whole, ["0/0"], 10**6) == 0.0
-
-
-def test_a_table_counts_for_exactly_its_devices(make_document: Callable[..., Document]) -> None:
-    document = make_document()["cluster"]
-    third = {**document["nodes"][0]["devices"][0], "name": "third"}
-    document["nodes"][0]["devices"].append(third)
-    whole = Cluster.model_validate(document)
-    measured = cost.all_reduce_s(whole, ["slow", "fast"], 10**6)
-    assert measured == pytest.approx(1e-4 * 27)
-    ring = cost.all_reduce_s(whole, ["slow", "fast", "third"], 10**6)
-    assert ring == pytest.approx(4 * (30e-6 + 1e6 / (3 * 2e9)))
-
-
-@st.composite
-def collective_points(draw: st.DrawFn) -> list[CollectivePoint]:
-    chosen = draw(st.lists(st.integers(1, 10**12), min_size=2, max_size=10, unique=True))
-    return [CollectivePoint(bytes=size, seconds=draw(times)) for size in chosen]
-
-
-@given(collective_points())
-def test_interpolation_meets_its_points(table: list[CollectivePoint]) -> None:
-    for point in table:
-        assert cost.interpolate(table, point.bytes) == pytest.approx(point.seconds, rel=1e-9)
-
-
-@given(collective_points(), st.integers(0, 2 * 10**12))
-def test_interpolation_stays_between_its_neighbours(table: list[CollectivePoint], size: int) -> None:
-    ordered = sorted(table, key=lambda point: point.bytes)
-    value = cost.interpolate(table, size)
-    if size <= ordered[0].bytes:
-        assert value == ordered[0].seconds
-    elif size >= ordered[-1].bytes:
-        assert value == pytest.approx(ordered[-1].seconds * size / ordered[-1].bytes)
-    else:
-        low = next(point for point in reversed(ordered) if point.bytes < size)
-        high = next(point for point in ordered if point.bytes >= size)
-        bounds = sorted([low.seconds, high.seconds])
-        assert bounds[0] * (1 - 1e-9) <= value <= bounds[1] * (1 + 1e-9)
-
-
-@given(st.floats(0.5, 1.5), st.floats(1e-9, 1e-3), st.integers(1, 10**9))
-def test_interpolation_is_exact_for_power_laws(power: float, scale: float, size: int) -> None:
-    table = [CollectivePoint(bytes=n, seconds=scale * n**power) for n in (1, 10**3, 10**6, 10**9)]
-    assert cost.interpolate(table, size) == pytest.approx(scale * size**power, rel=1e-9)
 
 
 # Held-out sizes

@@ -82,7 +82,7 @@ def test_summary_is_the_closed_form_without_noise(quiet_scenario: Scenario, fast
     samples = {"fast": fast, "slow": 32 - fast}
     summary = engine.simulate(scenario, fixed(scenario, samples)).summary
     busy = max(view.step_s(samples[view.name]) for view in View.of(scenario).devices)
-    sync_s = cost.all_reduce_s(scenario.cluster, ["fast", "slow"], scenario.workload.gradient_bytes)
+    sync_s = View.of(scenario).sync_s(["fast", "slow"])
     times = summary.step_time_s
     assert [times.mean, times.p10, times.p50, times.p90] == pytest.approx([busy + sync_s] * 4, rel=1e-9)
     assert summary.throughput_samples_per_s == pytest.approx(32 / (busy + sync_s), rel=1e-9)
