@@ -232,6 +232,76 @@ def test_images_of_one_input_pipeline_take_turns(build: Any) -> None:
     assert folded_pipelines(rewired(scenario, nodes=fed), plan) == 2
 
 
+# What only the company on shared links tells apart
+
+
+def placed(build: Any, machines: dict[str, str], turns: dict[str, int], **changes: Any) -> tuple[Scenario, Plan]:
+    """Pipelines a, b, ... of the devices a0, a1, ... each; per machine its devices, per pipeline its micro-batches.
+
+    Links inside machines are fast, those between them slow. A machine's name with a dot names its switch, too.
+    """
+    names = sorted(name for held in machines.values() for name in held.split())
+    devices = {name: build.device(name, [1.0, 1.0], [1.0, 1.0]) for name in names}
+    nodes = [
+        Node(
+            name=name,
+            devices=[devices[each] for each in held.split()],
+            link=link(100.0),
+            network=link(1.0),
+            switch=name.split(".")[0] if "." in name else None,
+            **changes,
+        )
+        for name, held in machines.items()
+    ]
+    switches = [Switch(name=name, uplink=link(0.5)) for name in dict.fromkeys(node.switch for node in nodes) if name]
+    scenario = build.scenario(list(devices.values()), batch=sum(turns.values()), outputs=2e8, parameters=10**7)
+    scenario = scenario.model_copy(update={"cluster": Cluster(nodes=nodes, switches=switches)})
+    plan = Plan(pipelines=[build.pipeline([0, 1, 2], [f"{p}0", f"{p}1"], [1] * count) for p, count in turns.items()])
+    plan.check(scenario)
+    return scenario, plan
+
+
+def assert_classes(scenario: Scenario, plan: Plan, expected: list[str]) -> None:
+    found = images(plan, scenario.cluster, network_of(scenario.cluster))
+    assert ["".join("abcdef"[number] for number in own) for own in found] == expected
+    folded = compile_plan(scenario, plan, folded=True)
+    assert loop.run_launch(folded, steps=STEPS + 1, record=False).ends[:STEPS] == pytest.approx(ends(scenario, plan))
+
+
+def test_stages_on_one_machine_or_on_two(build: Any) -> None:
+    """No link is shared, but a's messages stay inside."""
+    machines = {"m": "a0 a1", "n": "b0 x", "o": "y b1"}
+    scenario, plan = placed(build, machines, {"a": 4, "b": 4}, nics=2)
+    assert_classes(scenario, plan, ["a", "b"])
+    scenario, plan = placed(build, {"m": "a0 a1", "n": "b0 b1"}, {"a": 4, "b": 4}, nics=2)
+    assert_classes(scenario, plan, ["ab"])
+
+
+def test_neighbours_of_other_work(build: Any) -> None:
+    """Two do the same beside a neighbour each, and the neighbours differ."""
+    machines = {"m": "a0 b0", "n": "a1 b1", "o": "c0 d0", "p": "c1 d1"}
+    assert_classes(*placed(build, machines, {"a": 4, "b": 2, "c": 4, "d": 3}), ["a", "b", "c", "d"])
+    assert_classes(*placed(build, machines, {"a": 4, "b": 2, "c": 4, "d": 2}), ["ac", "bd"])
+
+
+def test_crossed_pipelines_below_switches(build: Any) -> None:
+    """Every switch has one first stage and one second stage below it; only a has its own two."""
+    machines = {"s.1": "a0", "s.2": "a1", "t.1": "b0", "t.2": "c1", "u.1": "c0", "u.2": "b1"}
+    assert_classes(*placed(build, machines, dict.fromkeys("abc", 4)), ["a", "bc"])
+
+
+def test_crossed_pipelines_on_adapters(build: Any) -> None:
+    """Every adapter carries one first stage and one second stage; a and d have an adapter each."""
+    machines = {"m": "a0 a1 d0 d1", "n": "b0 c1 c0 b1"}
+    assert_classes(*placed(build, machines, dict.fromkeys("abcd", 4), nics=2), ["ad", "bc"])
+
+
+def test_another_pipeline_below_the_same_switches(build: Any) -> None:
+    """Two each cross two uplinks, and one of them meets the third there."""
+    machines = {"s.1": "a0", "t.1": "a1", "u.1": "b0", "v.1": "b1", "s.2": "c0", "t.2": "c1"}
+    assert_classes(*placed(build, machines, {"a": 4, "b": 4, "c": 3}), ["a", "b", "c"])
+
+
 # Rings by arrays
 
 
