@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..results.errors import InputError
 from ..results.record import digest
+from ..sim.checking import validate
 from ..sim.plan import Infeasible, Plan, PlanError
-from ..sim.spec import Scenario, scenario_from, validate
+from ..sim.spec import Scenario, scenario_from
 from ..sim.view import DeviceView, Fixed, Policy, View
 from ..sim.workload import Workload
 from ._base import Choice, Parameter, Range, parameters

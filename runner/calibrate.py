@@ -13,9 +13,10 @@ from typing import Any
 from ..results.errors import InputError
 from ..results.record import digest
 from ..results.store import write_text
+from ..sim.checking import validate
 from ..sim.device import Cluster, CollectivePoint, CollectiveTable, Device, Lane, Link, Node, Profile, ProfilePoint
 from ..sim.noise import stream
-from ..sim.spec import Calibrating, Replay, Training, expand, inside, parse_file, shipped_names, validate
+from ..sim.spec import Calibrating, Replay, Training, expand, inside, parse_file, shipped_names
 from ..sim.workload import Name, NonNegative, Spec, Workload
 from .data import training_data
 from .devices import LaneFile, NamedLane, Offer, default_lanes, fingerprint

@@ -20,8 +20,9 @@ import psutil
 from pydantic import Field
 
 from ..results.errors import InputError
+from ..sim.checking import validate
 from ..sim.device import Lane
-from ..sim.spec import parse_file, validate
+from ..sim.spec import parse_file
 from ..sim.workload import Name, Spec
 
 CAPABILITY = {"full": ("AVX512", "AVX2", "DEFAULT"), "avx2": ("AVX2",), "sse": ("DEFAULT", "NO AVX")}

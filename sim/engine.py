@@ -114,7 +114,7 @@ def run_plan(scenario: Scenario, plan: Plan, *, seed: int, launches: int, record
         program, draws = compile_plan(scenario, plan, folded=True), [Factors()]
     done = _run(program, draws, steps=steps, record=record)
     if done is None:
-        _check_size(program, len(draws), steps)
+        _check_size(program, len(draws), min(steps, recurrence.AT_ONCE) if draws[0].empty else steps)
         done = [
             loop.run_launch(program, each, steps=steps, launch=number, record=record)
             for number, each in enumerate(draws)

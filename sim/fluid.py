@@ -8,8 +8,8 @@ from collections.abc import Sequence
 Uses = Sequence[tuple[int, float]]
 """(resource, weight) pairs: each byte of a flow crosses the resource ``weight`` times."""
 
-SLACK = 1e-9
-"""Relative excess of demand over capacity below which a resource is taken to carry everything."""
+FULL = 1 + 1e-9
+"""Demand over capacity up to which a resource is taken to carry everything."""
 SAME_MOMENT = 1e-12
 """Flows that end this close together, relative to the moment, end together: sums of delays differ by roundings."""
 
@@ -65,8 +65,9 @@ class Fluid:
         Returns:
             When it ends, if no other flow has to give way to it; else ask :meth:`next_end`.
         """
-        assert len(dict(uses)) == len(uses), "a resource is named twice; add its weights"
-        self._catch_up(now)
+        if self._changed:
+            self._catch_up(now)
+        self._changed_at = max(now, self._changed_at)
         flow = _Flow(self._started, now, volume, uses, token)
         self._started += 1
         self._alive += 1
@@ -124,11 +125,15 @@ class Fluid:
 
     def _enter(self, flow: _Flow) -> bool:
         """Put a flow on its resources; whether it has rivals."""
-        rivals = False
+        rivals, cap, all_on, demands = False, flow.cap, self._on, self._demand
         for resource, weight in flow.uses:
-            self._on.setdefault(resource, {})[flow] = weight
-            self._demand[resource] = self._demand.get(resource, 0.0) + weight * flow.cap
-            if self._short(resource):
+            if resource in all_on:
+                all_on[resource][flow] = weight
+                demand = demands[resource] = demands[resource] + weight * cap
+            else:
+                all_on[resource] = {flow: weight}
+                demand = demands[resource] = weight * cap
+            if demand > self._capacities[resource] * FULL:
                 self._changed[resource] = None
                 rivals = True
         return rivals
@@ -136,18 +141,21 @@ class Fluid:
     def _leave(self, flow: _Flow, now: float) -> None:
         self._alive -= 1
         self._changed_at = max(now, self._changed_at)
+        all_on, demands, changed = self._on, self._demand, self._changed
         for resource, weight in flow.uses:
-            if self._short(resource):
-                self._changed[resource] = None
-            self._demand[resource] -= weight * flow.cap
-            del self._on[resource][flow]
-            if not self._on[resource]:
-                del self._on[resource], self._demand[resource]
-                self._changed.pop(resource, None)
+            on, demand = all_on[resource], demands[resource]
+            del on[flow]
+            if not on:
+                del all_on[resource], demands[resource]
+                changed.pop(resource, None)
+                continue
+            if demand > self._capacities[resource] * FULL:
+                changed[resource] = None
+            demands[resource] = demand - weight * flow.cap
 
     def _short(self, resource: int) -> bool:
         """Whether the flows on a resource, each at its lone rate, would exceed it."""
-        return self._demand[resource] > self._capacities[resource] * (1 + SLACK)
+        return self._demand[resource] > self._capacities[resource] * FULL
 
     def _settle(self, now: float) -> None:
         if not self._changed:

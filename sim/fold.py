@@ -51,26 +51,37 @@ def crowded(cluster: Cluster) -> bool:
 
 
 def even(program: Program, copies: Sequence[Copies], network: Network) -> bool:
-    """Whether every collective loads the links of a pipeline's images as it loads its own.
+    """Whether every collective loads the links of a pipeline's images as it loads its own, where others use them too.
 
-    A tree has a root, a ring a last machine: where that makes the images differ, none can stand for another.
+    A tree has a root, a ring a last machine: where that makes the images differ, none can stand for another. A link
+    that a single collective has to itself makes nobody wait, whoever's it is.
     """
-    loads = _loads(program, len(network.capacities))
+    loads, crossings = _loads(program, len(network.capacities))
+    shared = np.where(crossings > 1, loads, 0)
+    sent = np.zeros(len(loads), bool)
+    for worker in program.workers:
+        for job in worker.every_job:
+            sent[[resource for send in job.sends for resource, _ in send.transfer.uses]] = True
     for devices in copies:
         names = [name for copy in devices for name in copy]
-        here = loads[network.topology.links[network.numbers(names)]].reshape(len(devices), -1)
+        links = network.topology.links[network.numbers(names)].reshape(len(devices), -1)
+        here = np.where(sent[links[0]], loads[links], shared[links])
         if np.any(here != here[0]):
             return False
     return True
 
 
 def on_links_of(program: Program, copies: Sequence[Copies], network: Network) -> Program:
-    """The same program, its collectives only on the links of those who stand for others, whose own are loaded alike."""
+    """The same program, its collectives only on the links of those who stand for others, and on their narrowest."""
     names = [name for devices in copies for name in devices[0]]
     own = set(network.topology.links[network.numbers(names)].ravel().tolist())
+    capacities = network.capacities
 
     def cut(transfer: Transfer) -> Transfer:
-        return replace(transfer, uses=tuple([use for use in transfer.uses if use[0] in own]))
+        if not transfer.uses:
+            return transfer
+        narrowest = max(transfer.uses, key=lambda use: use[1] / capacities[use[0]])
+        return replace(transfer, uses=tuple([use for use in transfer.uses if use[0] in own or use is narrowest]))
 
     def cut_both(gather: Gather) -> Gather:
         return replace(gather, forward=cut(gather.forward), backward=cut(gather.backward))
@@ -96,19 +107,20 @@ def meeting(transfer: Transfer, copies: Sequence[Copies], network: Network) -> l
     return (1 + np.flatnonzero(near[1:])).tolist()
 
 
-def _loads(program: Program, resources: int) -> Ints:
-    """Per resource a number for which collectives cross it how often; one more for no resource."""
+def _loads(program: Program, resources: int) -> tuple[Ints, Ints]:
+    """Per resource a number for which collectives cross it how often, and how many do; one more for no resource."""
     gathers = {gather.group: gather for worker in program.workers for gather in worker.gathers}
     transfers = [sync.transfer for sync in program.syncs]
     transfers += [each for gather in gathers.values() for each in (gather.forward, gather.backward)]
-    loads = np.zeros(resources + 1, np.int64)
+    loads, crossings = np.zeros(resources + 1, np.int64), np.zeros(resources + 1, np.int64)
     for transfer in transfers:
         if transfer.uses:
             crossed = np.array([resource for resource, _ in transfer.uses])
             weights = np.unique([weight for _, weight in transfer.uses], return_inverse=True)[1]
+            crossings[crossed] += 1
             pairs = loads[crossed] * len(crossed) + weights
             loads[crossed] = 1 + int(np.max(loads)) + np.unique(pairs, return_inverse=True)[1]
-    return loads
+    return loads, crossings
 
 
 def _numbered(values: Iterable[Hashable]) -> list[int]:

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from ..results.errors import InputError
+from .checking import shown, validate
 from .device import LayerProfile
-from .spec import inside, parse_file, shown, validate
+from .spec import inside, parse_file
 
 FIELDS = {"forward": "forward_s", "backward": "backward_s", "update": "optimizer_s"}
 SECONDS = {"s": 1.0, "ms": 1e-3}

@@ -135,10 +135,11 @@ class Traffic:
 
     def _enter(self, flow: Flow, volume: float) -> None:
         flow.end, flow.due = math.inf, -1.0
+        busy, alone, sharing = self.busy, self.alone, self.sharing
         for resource, _ in flow.transfer.uses:
-            self.busy[resource] = math.inf
-            self.alone[resource] = None
-            self.sharing[resource] += 1
+            busy[resource] = math.inf
+            alone[resource] = None
+            sharing[resource] += 1
         self.fluid.start(self.env.now, volume, flow.transfer.uses, flow)
         if not self.settling:  # all starts of one moment are settled at once
             self.settling = True
@@ -153,20 +154,30 @@ class Traffic:
 
     def _finish(self, planned: float) -> None:
         self.planned.discard(planned)
-        for flow in self.fluid.finish(max(planned, self.env.now)):
+        now, busy, sharing = self.env.now, self.busy, self.sharing
+        together: dict[float, list[Flow]] = {}  # those that arrive at one moment, which is one event
+        for flow in self.fluid.finish(max(planned, now)):
             assert isinstance(flow, Flow)
-            flow.end = self.env.now
+            flow.end = now
             for resource, _ in flow.transfer.uses:
-                self.sharing[resource] -= 1
-                if not self.sharing[resource]:
-                    self.busy[resource] = self.env.now
-            call_at(self.env, self.env.now + flow.transfer.latency_s * flow.factor, flow.arrived)
+                sharing[resource] -= 1
+                if not sharing[resource]:
+                    busy[resource] = now
+            together.setdefault(flow.transfer.latency_s * flow.factor, []).append(flow)
+        for latency, flows in together.items():
+            call_at(self.env, now + latency, partial(_arrive, flows))
+        for flow in [flow for flows in together.values() for flow in flows]:
             if flow.sent is not None:
                 flow.sent()
             if flow.channel is not None:
                 flow.channel.next()
         if not self.settling:
             self._settle()
+
+
+def _arrive(flows: Sequence[Flow]) -> None:
+    for flow in flows:
+        flow.arrived()
 
 
 class Channel:
@@ -668,7 +679,7 @@ class _Process:
         index = self.step * self.per_step + piece.chunk * self.micro_batches + piece.micro_batch
         if self.compute[0] is not None:
             factors = [each[index] if each else 1.0 for each in self.compute]
-            times = tuple(seconds * factor for seconds, factor in zip(times, factors, strict=True))
+            times = tuple([seconds * factor for seconds, factor in zip(times, factors, strict=True)])
         end = self.clock = start + max(times) + job.communication_s
         if place in self.beside:
             stretch = (end - start) / job.seconds if job.seconds else 1.0

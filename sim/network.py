@@ -12,6 +12,7 @@ from ..results.errors import InputError
 from .collectives import Algorithm, Backend, Shape, ends, fastest, shapes_of
 from .device import Cluster, CollectiveKind, CollectiveTable
 from .measured import Curve, Like, Own, Straight
+from .roofline import Identity
 from .topology import Port, Topology, like
 
 Fidelity = Literal["datasheet", "calibrated", "profiled"]
@@ -38,21 +39,6 @@ class Transfer:
 
 NOTHING = Transfer(0.0, 0.0, (), 0.0, "profiled")
 """What a device sends to itself."""
-
-
-class Identity:
-    """Hashes a value by identity, so that a cache needs no deep hash; keeps it alive, so that the id stays its own."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and other.value is self.value
 
 
 def network_of(cluster: Cluster) -> Network:

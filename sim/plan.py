@@ -10,10 +10,11 @@ from pydantic import Field
 from ..results.errors import InputError
 from ..results.record import digest
 from . import memory
+from .checking import validate
 from .device import Device
 from .memory import groups, positions
 from .schedule import deal_samples
-from .spec import Scenario, validate
+from .spec import Scenario
 from .workload import Name, Spec, Workload
 
 Samples = Annotated[int, Field(ge=1, le=2**53)]

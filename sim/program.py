@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..results.record import Fidelity
@@ -100,6 +101,11 @@ class Worker:
     def devices(self) -> tuple[str, ...]:
         """Names of all devices of the group."""
         return tuple(name for member in self.members for name in member)
+
+    @property
+    def every_job(self) -> Iterator[Job]:
+        """All its jobs: of each chunk and class, forward and backward."""
+        return (job for direction in self.jobs for jobs in direction for job in jobs)
 
     def job(self, piece: Piece) -> Job:
         """What a piece is."""

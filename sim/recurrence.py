@@ -7,12 +7,12 @@ intervals that came out: if any two overlap on a link, there is no answer, and t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from .noise import Floats
-from .program import Job, Program, Send, Worker
+from .program import Program, Send, Worker
 from .running import Factors, Launch, Recorder, Row
 from .schedule import Piece
 from .steady import Phase, leave_out, phases, repeat
@@ -33,7 +33,7 @@ Task = tuple[int, Piece, int, float, int, list[Delivery]]
 def applies(program: Program) -> bool:
     """Whether nothing in the program waits for what the recurrence does not know: data, peers, or its own messages."""
     return not program.loaders and all(
-        not worker.gathers and (worker.overlapping or not any(job.sends for job in _jobs(worker)))
+        not worker.gathers and (worker.overlapping or not any(job.sends for job in worker.every_job))
         for worker in program.workers
     )
 
@@ -235,7 +235,7 @@ class _Recurrence:
         if factors[0] is not None:
             index = self.number * self.per_step[number] + piece.chunk * len(worker.classes) + piece.micro_batch
             times = tuple(
-                seconds * (factor[index] if factor else 1.0) for seconds, factor in zip(times, factors, strict=True)
+                [seconds * (factor[index] if factor else 1.0) for seconds, factor in zip(times, factors, strict=True)]
             )
         end = start + max(times) + job.communication_s
         if self.recorders is not None:
@@ -320,10 +320,6 @@ class _Recurrence:
         return True
 
 
-def _jobs(worker: Worker) -> Iterator[Job]:
-    return (job for direction in worker.jobs for jobs in direction for job in jobs)
-
-
 def _key(worker: Worker, backward: bool, chunk: int, number: int) -> int:
     return (backward * len(worker.stages) + chunk) * len(worker.classes) + number
 
@@ -345,7 +341,7 @@ def _users(program: Program) -> tuple[dict[int, int], list[tuple[int, ...]]]:
     senders: dict[int, int] = {}
     resources: dict[int, set[int]] = {}
     for number, worker in enumerate(program.workers):
-        for job in _jobs(worker):
+        for job in worker.every_job:
             for send in job.sends:
                 senders[send.channel] = number
                 for resource, _ in send.transfer.uses:

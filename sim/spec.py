@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-import reprlib
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from ..results.errors import InputError
 from ..results.store import read_text
+from .checking import first_line, shown, validate
 from .device import Cluster, Device, Link, Node
 from .sources import check_sources
 from .workload import Model, Name, NonNegative, Positive, Spec, Whole, Workload
@@ -23,7 +23,6 @@ from .workload import Model, Name, NonNegative, Positive, Spec, Whole, Workload
 MAX_INPUT_BYTES = 16 * 2**20
 MAX_DEVICES = 100_000
 
-S = TypeVar("S", bound=BaseModel)
 Resolver = Callable[[dict[str, Any], Path | None], dict[str, Any]]
 """Fills in what only the caller's host can know: gets the raw document and its folder, gives the document back."""
 
@@ -201,7 +200,7 @@ def parse_file(file: Path) -> dict[str, Any]:
     try:
         document = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise InputError(str(file), f"is not JSON: {_first_line(error)}", "check its syntax") from error
+        raise InputError(str(file), f"is not JSON: {first_line(error)}", "check its syntax") from error
     if not isinstance(document, dict):
         raise InputError(str(file), "is not a table", "the file must hold one object")
     return document
@@ -212,7 +211,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number of over 4,300 digits is a plain ValueError
-        raise InputError(where, f"is not TOML: {_first_line(error)}", "check its syntax") from error
+        raise InputError(where, f"is not TOML: {first_line(error)}", "check its syntax") from error
 
 
 def apply_setting(document: dict[str, Any], setting: str) -> None:
@@ -311,123 +310,6 @@ def shipped_names(folder: str) -> list[str]:
 def shipped_text(folder: str, name: str) -> str:
     """Text of a shipped TOML file."""
     return _data(folder).joinpath(f"{name}.toml").read_text(encoding="utf-8")
-
-
-def validate(model: type[S], data: object, where: str, *, prefix: str = "") -> S:
-    """Validate input against a model; the first violation becomes an :class:`InputError` with path and mend.
-
-    Args:
-        model: what the data should be.
-        data: parsed from a file, or anything else.
-        where: names the whole, for a violation that has no path.
-        prefix: put before the path of every violation (``cluster.nodes.0.`` or ``file.json: ``).
-    """
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        raise _input_error(model, error, where, prefix) from error
-    except (OverflowError, RecursionError) as error:
-        raise InputError(
-            where, f"cannot be read: {_first_line(error)}", "a number or a nesting is too large"
-        ) from error
-
-
-def shown(value: object) -> str:
-    """A value as an error message shows it: short, whatever it is."""
-    try:
-        text = reprlib.repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; a deep nesting
-        text = f"{type(value).__name__} too large to show"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-MUST_BE = {
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "string_type": "text",
-    "string_too_short": "text of at least {min_length} characters",
-    "string_too_long": "text of at most {max_length} characters",
-    "string_pattern_mismatch": "text like {pattern}",
-    "bool_type": "true or false",
-    "list_type": "a list",
-    "dict_type": "a table",
-    "model_type": "a table",
-    "model_attributes_type": "a table",
-    "finite_number": "a finite number",
-    "greater_than": "greater than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
-}
-"""What a value must be, by pydantic's name of the violation."""
-
-
-def _input_error(model: type[BaseModel], error: ValidationError, where: str, prefix: str) -> InputError:
-    found = error.errors(include_url=False)
-    # A misspelt key is also a missing one: the name that the user wrote says more.
-    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
-    path = prefix + ".".join(map(_part, first["loc"])) if first["loc"] else prefix.rstrip(".: ") or where
-    kind, value, context = first["type"], first.get("input"), first.get("ctx", {})
-    if kind == "extra_forbidden":
-        return InputError(path, "unknown key", _near_key(model, first["loc"]))
-    if kind == "missing":
-        return InputError(path, "is missing", MISSING.get(str(first["loc"][-1]), f"add {first['loc'][-1]} = ..."))
-    if kind == "value_error":
-        problem, _, mend = str(context["error"]).partition("; ")
-        return InputError(path, problem, mend)
-    if kind == "literal_error":
-        return InputError(path, f"is {shown(value)}", f"one of {context['expected']}")
-    if kind in ("too_short", "too_long"):
-        least, most = context.get("min_length"), context.get("max_length")
-        mend = f"must have at least {least}" if least is not None else f"must have at most {most}"
-        return InputError(path, f"has {context['actual_length']} entries", mend)
-    if kind == "float_type" and isinstance(value, int) and not isinstance(value, bool):
-        return InputError(path, f"is {shown(value)}", "must be a smaller number")
-    if kind in MUST_BE:
-        quoted = ", without quotes" if isinstance(value, str) and MUST_BE[kind].endswith("number") else ""
-        return InputError(path, f"is {shown(value)}", f"must be {MUST_BE[kind].format(**context)}{quoted}")
-    return InputError(path, first["msg"][:1].lower() + first["msg"][1:], f"it is {shown(value)}")
-
-
-def _part(key: str | int) -> str:
-    """A key as a path shows it: the user's own may be empty or endless."""
-    return str(key)[:60] or "''"
-
-
-MISSING = {
-    "model": "name one of `steelyard list models`, or a model file beside the scenario",
-    "cluster": "add [cluster], or start from `steelyard init`",
-    "workload": "add [workload], or start from `steelyard init`",
-    "nodes": 'add [[cluster.nodes]] with devices and a link, or lanes = "auto"',
-}
-"""Mends for missing keys that are more than a value to type in."""
-
-
-def _near_key(model: type[BaseModel], location: tuple[str | int, ...]) -> str:
-    known = _fields_at(model, location[:-1])
-    near = difflib.get_close_matches(str(location[-1])[:200], known, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"known here: {', '.join(known)}" if known else "remove it"
-
-
-def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    """Field names of the model at a place within another, as far as plain annotations tell."""
-    current: Any = model
-    for part in location:
-        if isinstance(part, int):
-            continue
-        info = getattr(current, "model_fields", {}).get(part)
-        current = _inner_model(info.annotation) if info is not None else None
-    return sorted(getattr(current, "model_fields", {}))
-
-
-def _inner_model(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = [_inner_model(each) for each in getattr(annotation, "__args__", ())]
-    return next((each for each in inner if each is not None), None)
 
 
 def _expand_cluster(cluster: dict[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -566,7 +448,3 @@ def _is_file(path: Path) -> bool:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

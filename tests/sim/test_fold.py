@@ -188,8 +188,8 @@ def test_a_pipeline_of_other_work_or_devices_stands_for_itself(build: Any) -> No
 def test_who_shares_an_adapter_is_no_image_of_who_does_not(build: Any) -> None:
     """Three pipelines; the stages of the first two meet on an adapter each, the third has its adapters to itself.
 
-    The ring of gradients goes from the first to the second inside their machine, and on to the third: that tells the
-    images apart, so there is no folding at all. Images are judged by their messages, then by the collectives.
+    The ring of gradients goes from the first to the second inside their machine, and on to the third; but nothing else
+    uses the links inside.
     """
     devices = [build.device(f"d{number}", [1.0, 1.0], [2.0, 2.0]) for number in range(6)]
     shared = link(1.0)
@@ -204,7 +204,7 @@ def test_who_shares_an_adapter_is_no_image_of_who_does_not(build: Any) -> None:
     plan = Plan(pipelines=[build.pipeline([0, 1, 2], [f"d{2 * n}", f"d{2 * n + 1}"], [1] * 4) for n in range(3)])
     plan.check(scenario)
     assert images(plan, scenario.cluster, network_of(scenario.cluster)) == [[0, 1], [2]]
-    assert folded_pipelines(scenario, plan) == 3
+    assert folded_pipelines(scenario, plan) == 2
     folded = loop.run_launch(compile_plan(scenario, plan, folded=True), steps=STEPS + 1, record=False)
     assert folded.ends[:STEPS] == pytest.approx(ends(scenario, plan))
 
@@ -282,6 +282,20 @@ def test_neighbours_of_other_work(build: Any) -> None:
     machines = {"m": "a0 b0", "n": "a1 b1", "o": "c0 d0", "p": "c1 d1"}
     assert_classes(*placed(build, machines, {"a": 4, "b": 2, "c": 4, "d": 3}), ["a", "b", "c", "d"])
     assert_classes(*placed(build, machines, {"a": 4, "b": 2, "c": 4, "d": 2}), ["ac", "bd"])
+
+
+def test_rings_that_meet_the_messages_of_one_image_only(build: Any) -> None:
+    """The ring leaves a0 by the link of its messages, and b0 by the adapter: so b does not stand for a."""
+    scenario, plan = placed(build, {"m": "a0 a1 b0 b1", "n": "c0 c1 d0 d1"}, dict.fromkeys("abcd", 4))
+    assert_classes(scenario, plan, ["abcd"])
+    assert folded_pipelines(scenario, plan) == 4
+
+
+def test_stages_of_many_pipelines_on_one_machine(build: Any) -> None:
+    """The same ring, but messages leave by the adapter: all are images."""
+    scenario, plan = placed(build, {"m": "a0 b0 c0", "n": "a1 b1 c1"}, dict.fromkeys("abc", 4))
+    assert_classes(scenario, plan, ["abc"])
+    assert folded_pipelines(scenario, plan) == 1
 
 
 def test_crossed_pipelines_below_switches(build: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from steelyard.results.errors import InputError
-from steelyard.sim import spec
+from steelyard.sim import checking, spec
 from steelyard.sim.device import Cluster, Device
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario, apply_setting, load_scenario, scenario_from
@@ -506,8 +506,8 @@ def test_the_schema_of_a_scenario_is_json() -> None:
 def test_junk_is_no_plan_and_no_device(document: Any) -> None:
     for load in (
         Plan.parse,
-        lambda data: spec.validate(Device, data, "device"),
-        lambda d: spec.validate(Cluster, d, "c"),
+        lambda data: checking.validate(Device, data, "device"),
+        lambda d: checking.validate(Cluster, d, "c"),
     ):
         with pytest.raises(InputError) as caught:
             load(document)

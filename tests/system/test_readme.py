@@ -21,7 +21,8 @@ from steelyard.policies import policy_from_text
 from steelyard.results.errors import InputError
 from steelyard.runner.cli import run
 from steelyard.runner.devices import LaneFile
-from steelyard.sim.spec import load_scenario, validate
+from steelyard.sim.checking import validate
+from steelyard.sim.spec import load_scenario
 
 README = Path(__file__).parents[2] / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
