@@ -14,7 +14,6 @@ from rich.table import Table
 
 from ..results.groups import groups, sample_groups
 from ..results.record import LEDGER_LINES, Run
-from ..sim.plan import Plan
 
 WIDEST = 400
 """Characters of a line that is not for a terminal."""
@@ -62,8 +61,8 @@ def text(value: object) -> str:
 def run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per run: what decides, in the order in which people ask; without columns that no run has a value for."""
     # Plans of different kinds are measured by the bound of all plans.
-    splits = [Plan.parse(run.plan).is_data_parallel for run in runs]
-    rows = [_run_row(run, _gap(run, of_all_plans=len(set(splits)) > 1)) for run in runs]
+    general = any(run.summary.lower_bound_step_time_s == run.summary.work_bound_step_time_s for run in runs)
+    rows = [_run_row(run, _gap(run, of_all_plans=general)) for run in runs]
     known = [key for key in rows[0] if any(row[key] is not None for row in rows)] if rows else []
     return [{key: row[key] for key in known} for row in rows]
 

@@ -15,8 +15,8 @@ from .view import View
 
 
 def bound_s(scenario: Scenario, view: View, plan: Plan) -> float:
-    """The bound that a plan is measured by: that of all data-parallel plans if it is one, else that of all plans."""
-    return lower_bound_s(view) if plan.is_data_parallel else work_bound_s(scenario)
+    """The bound that a plan is measured by: that of all plain splits if it is one, else of all plans."""
+    return lower_bound_s(view) if plan.is_plain_split(scenario.workload) else work_bound_s(scenario)
 
 
 def lower_bound_s(view: View) -> float:

@@ -59,6 +59,10 @@ def compile_plan(scenario: Scenario, plan: Plan, *, apart: bool = False, folded:
     return on_links_of(program, copies, compiler.network)
 
 
+Run = tuple[int, int, list[Place]]
+"""Layers from the first (included) to the last (not), and the places that hold them."""
+
+
 class _Compiler:
     """Puts a program together: places, then the jobs of each worker, then what they exchange."""
 
@@ -83,6 +87,7 @@ class _Compiler:
         for place in self.places:
             self.by_stage.setdefault((place.pipeline, place.stage), []).append(place)
             self.by_worker[place.worker].append(place)
+        self.segments = self._segments()
 
     def _place(self, numbers: list[int]) -> None:
         """The workers of a pipeline, which stands for some others too."""
@@ -319,28 +324,35 @@ class _Compiler:
             cost.update_s(
                 self.devices[name],
                 self.workload,
-                self._stage(place).first,
-                self._stage(place).last,
+                first,
+                last,
                 tensor_degree=len(place.devices),
-                share=self._state_share(place, name),
+                share=self._state_share(place, name, holders),
             )
             for place in places
+            for first, last, holders in self._runs(place)
         )
 
-    def _state_share(self, place: Place, name: str) -> float:
-        """Share of the optimizer states that a device holds and updates."""
+    def _runs(self, place: Place) -> list[Run]:
+        """The layers of a place in runs that the same places hold; one run where nothing is sharded over them."""
+        stage = self._stage(place)
+        if self.plan.zero == 0:
+            return [(stage.first, stage.last, [place])]
+        return [run for run in self.segments if stage.first <= run[0] < stage.last]
+
+    def _state_share(self, place: Place, name: str, holders: Sequence[Place]) -> float:
+        """Share of what is sharded over the holders of some layers that a device holds and updates."""
         if self.plan.zero == 0:
             return 1.0
         if self.plan.state_shares is not None:
             return self.plan.state_shares.get(name, 0.0)
-        stage = self._stage(place)
-        return 1 / max(1, _count(each for each in self.places if self._holds(each, stage.first)))
+        return 1 / _count(each for each in holders if len(each.devices) == len(place.devices))
 
     def _holds(self, place: Place, layer: int) -> bool:
         stage = self._stage(place)
         return stage.first <= layer < stage.last
 
-    def _segments(self) -> list[tuple[int, int, list[Place]]]:
+    def _segments(self) -> list[Run]:
         """Runs of layers that the same places hold, the last layers first: their gradients are complete first."""
         cuts = sorted({bound for place in self.places for bound in (self._stage(place).first, self._stage(place).last)})
         return [
@@ -356,8 +368,8 @@ class _Compiler:
         final: dict[int, list[int]],
     ) -> None:
         zero = self.plan.zero
-        merged: dict[tuple[tuple[str, ...], ...], list[tuple[int, int, list[Place]]]] = {}
-        for first, last, holders in self._segments():
+        merged: dict[tuple[tuple[str, ...], ...], list[Run]] = {}
+        for first, last, holders in self.segments:
             if _count(holders) > 1:
                 merged.setdefault(tuple(place.devices for place in holders), []).append((first, last, holders))
         for runs in merged.values():
@@ -365,6 +377,8 @@ class _Compiler:
             spans = [(first, last) for first, last, _ in runs]
             workers = tuple(dict.fromkeys(place.worker for place in holders))
             weights = sum(self._shard_bytes(first, last, holders) for first, last in spans)
+            if weights == 0:
+                continue  # frozen layers have nothing to synchronise
             if self.plan.sync_every > 1:
                 self._add(syncs, final, workers, self._over(holders, "all_reduce", weights), every=self.plan.sync_every)
                 continue
@@ -463,7 +477,9 @@ class _Compiler:
 
     def _unevenness(self, holders: Sequence[Place]) -> float:
         """How much longer than equal ones the largest share makes a ring of unequal chunks."""
-        shares = [self._state_share(place, name) for place in holders for name in place.devices[:1]]
+        if self.plan.state_shares is None:
+            return 1.0
+        shares = (self.plan.state_shares.get(name, 0.0) for place in holders for name in place.devices)
         return max(shares) * _count(holders)
 
     def _gathers(self) -> dict[int, list[Gather]]:

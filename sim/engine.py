@@ -114,7 +114,7 @@ def run_plan(scenario: Scenario, plan: Plan, *, seed: int, launches: int, record
         program, draws = compile_plan(scenario, plan, folded=True), [Factors()]
     done = _run(program, draws, steps=steps, record=record)
     if done is None:
-        _check_size(program, len(draws), min(steps, recurrence.AT_ONCE) if draws[0].empty else steps)
+        _check_size(program, len(draws), _simulated(program, draws[0], steps))
         done = [
             loop.run_launch(program, each, steps=steps, launch=number, record=record)
             for number, each in enumerate(draws)
@@ -128,12 +128,17 @@ def _run(program: Program, draws: Sequence[Factors], *, steps: int, record: bool
         return None
     done: list[Launch] = []
     for number, each in enumerate(draws):
-        _check_size(program, len(draws), min(steps, recurrence.AT_ONCE) if each.empty else steps)
+        _check_size(program, len(draws), _simulated(program, each, steps))
         launch = recurrence.run_launch(program, each, steps=steps, launch=number, record=record)
         if launch is None:
             return None
         done.append(launch)
     return done
+
+
+def _simulated(program: Program, factors: Factors, steps: int) -> int:
+    """Steps that are simulated: without noise, until a round repeats."""
+    return min(steps, max(recurrence.AT_ONCE, 3 * program.sync_every + 1)) if factors.empty else steps
 
 
 def _check_size(program: Program, launches: int, steps: int) -> None:

@@ -31,8 +31,11 @@ Process = Generator[simpy.Event | None, None, None]
 
 
 def until(env: simpy.Environment, moment: float, value: object = None) -> simpy.Event:
-    """An event at a moment: SimPy takes delays, whose sums may differ from the moment by a rounding."""
-    delay = moment - env.now
+    """An event at a moment, or a rounding later: SimPy takes delays, and what is due by then must be over."""
+    now = env.now
+    delay = moment - now
+    if now + delay < moment:
+        delay += math.ulp(moment)
     return env.timeout(delay if delay > 0.0 else 0.0, value)
 
 
@@ -579,7 +582,7 @@ class _Process:
     def _tasks(self) -> list[Task]:
         """The pieces of a step with all that a step does not change."""
         worker, found = self.worker, list[Task]()
-        plain = self.compute[0] is None and self.recorder is None and not worker.gathers
+        plain = not any(self.compute) and self.recorder is None and not worker.gathers
         kinds: dict[tuple[bool, int, int], tuple[int, Job, list[Delivery], bool]] = {}
         for place, piece in enumerate(worker.pieces):
             backward, chunk, number = piece
@@ -677,7 +680,7 @@ class _Process:
         """Compute a piece; synchronisations that become ready in it are entered beside."""
         start, times = self.clock, job.compute_s
         index = self.step * self.per_step + piece.chunk * self.micro_batches + piece.micro_batch
-        if self.compute[0] is not None:
+        if any(self.compute):
             factors = [each[index] if each else 1.0 for each in self.compute]
             times = tuple([seconds * factor for seconds, factor in zip(times, factors, strict=True)])
         end = self.clock = start + max(times) + job.communication_s
@@ -733,7 +736,7 @@ class _Process:
     def _update(self, step: int) -> None:
         """The optimizer step of every member."""
         times = self.worker.optimizer_s
-        if self.updates[0] is not None:
+        if any(self.updates):
             factors = [each[step] if each else 1.0 for each in self.updates]
             times = tuple(seconds * factor for seconds, factor in zip(times, factors, strict=True))
         if self.recorder is not None:

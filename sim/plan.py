@@ -83,7 +83,7 @@ class Plan(Spec):
     deal: Literal["count", "tokens", "cost"] = "count"
     dispatch: Literal["static", "pull"] = "static"
     sync_every: Annotated[int, Field(ge=1, le=1_000_000)] = 1
-    """Optimizer steps between two synchronisations; above 1 the pipelines average their weights (local SGD)."""
+    """Optimizer steps between two synchronisations; above 1 the holders of a layer average its weights (local SGD)."""
 
     @classmethod
     def data_parallel(cls, workload: Workload, samples: Mapping[str, int]) -> Self:
@@ -141,6 +141,18 @@ class Plan(Spec):
     def is_data_parallel(self) -> bool:
         """Whether every pipeline is one device that holds the whole model."""
         return all(len(each.stages) == 1 and len(each.devices) == 1 for each in self.pipelines)
+
+    def is_plain_split(self, workload: Workload) -> bool:
+        """Whether it is data parallel as :meth:`data_parallel` makes it: nothing sharded, nothing recomputed."""
+        return (
+            self.is_data_parallel
+            and not self.zero
+            and all(
+                each.stages[0].recompute == "none"
+                and sorted(each.micro_batches) == sorted(micro_batches(each.samples, workload.max_micro_batch))
+                for each in self.pipelines
+            )
+        )
 
     def samples(self) -> dict[str, int]:
         """Samples per step that each device works on (every stage of a pipeline works on the same ones)."""
@@ -208,7 +220,11 @@ class Plan(Spec):
         """ZeRO-3 gathers the weights of a stage for every piece: its holders must come to each together."""
         holders: dict[tuple[int, int], tuple[int, int]] = {}
         first_of: dict[int, int] = {}
+        rounds = positions(self.pipelines[0])
         for index, pipeline in enumerate(self.pipelines):
+            if self.schedule == "interleaved" and positions(pipeline) != rounds:
+                problem = "goes round other numbers of devices than its peers, with zero = 3"
+                raise PlanError(f"pipelines.{index}.stages", problem, "interleave all pipelines alike, or zero = 2")
             for number, stage in enumerate(pipeline.stages):
                 where = f"pipelines.{index}.stages.{number}"
                 if first_of.setdefault(stage.first, stage.last) != stage.last:
@@ -217,6 +233,10 @@ class Plan(Spec):
                 if holders.setdefault((stage.first, stage.last), count) != count:
                     problem = "has another number of micro-batches or devices than its peers, with zero = 3"
                     raise PlanError(where, problem, "use equal numbers, or zero = 2")
+                shares = [replica.share for replica in stage.replicas]
+                if any(0 in deal_samples(size, shares) for size in set(pipeline.micro_batches)):
+                    problem = "has a replica without a sample of some micro-batch, with zero = 3"
+                    raise PlanError(f"{where}.replicas", problem, "use larger micro-batches, or zero = 2")
 
     def _check_samples(self, workload: Workload) -> None:
         total = sum(pipeline.samples for pipeline in self.pipelines)
@@ -296,7 +316,8 @@ def _check_order(pipeline: Pipeline, schedule: str, path: str) -> None:
         return
     if schedule == "1f1b":
         raise PlanError(f"{path}.stages", "have devices that recur, and the schedule is 1f1b", "use interleaved")
-    if len(chunks) > 1 or places != [number % workers for number in range(len(places))]:
+    apart = any(len({places[stage] for stage in group.stages}) > 1 for group in groups(pipeline))
+    if apart or len(chunks) > 1 or places != [number % workers for number in range(len(places))]:
         raise PlanError(f"{path}.stages", "do not go round the same devices", "repeat them in one order, as often each")
     if schedule == "interleaved" and len(pipeline.micro_batches) % workers:
         problem = f"are {len(pipeline.micro_batches)}, no multiple of the {workers} groups of devices (interleaved)"

@@ -179,7 +179,7 @@ class _Recurrence:
     def _advance(self, number: int, until: int, todo: list[int]) -> None:
         """One worker's pieces before a place, up to the first whose messages are still to come."""
         tasks, arrivals, counts = self.todo[number], self.arrivals[number], self.counts[number]
-        plain = self.recorders is None and self.compute[number][0] is None
+        plain = self.recorders is None and not any(self.compute[number])
         beside, clock = self.beside[number], self.clocks[number]
         ends = self.log[number] if self.log is not None else None
         for place, piece, key, seconds, needs, sends in tasks[self.places[number] : until]:
@@ -232,7 +232,7 @@ class _Recurrence:
         worker, factors = self.program.workers[number], self.compute[number]
         job = worker.job(piece)
         times = job.compute_s
-        if factors[0] is not None:
+        if any(factors):
             index = self.number * self.per_step[number] + piece.chunk * len(worker.classes) + piece.micro_batch
             times = tuple(
                 [seconds * (factor[index] if factor else 1.0) for seconds, factor in zip(times, factors, strict=True)]
@@ -260,7 +260,7 @@ class _Recurrence:
         for index, worker in enumerate(workers):
             times = worker.optimizer_s
             updates = [self.factors.optimizer.get(member[0]) for member in worker.members]
-            if updates[0] is not None:
+            if any(updates):
                 times = tuple(
                     seconds * (factor[step] if factor else 1.0) for seconds, factor in zip(times, updates, strict=True)
                 )

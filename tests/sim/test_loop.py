@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import ModuleType
 from typing import Any
 
 import pytest
+import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steelyard.sim import engine, loop
@@ -325,3 +327,12 @@ def test_the_slower_of_loader_and_device_sets_the_pace(
     lines = build.ledgers(launch, ["p0"])["p0"]
     assert lines.compute_s == pytest.approx(sum(forward), rel=1e-9)
     assert lines.total_s() == pytest.approx((launch.ends[-1] - launch.ends[0]) / 19, rel=1e-9)
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_an_event_at_a_moment_is_never_before_it(start: float, ahead: float) -> None:
+    """Who comes back when something is over must find it over; delays are rounded, so it may be a rounding later."""
+    env = simpy.Environment(start)
+    loop.until(env, start + ahead)
+    env.run()
+    assert start + ahead <= env.now <= start + ahead + 2 * math.ulp(start + ahead)
