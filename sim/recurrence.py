@@ -105,6 +105,9 @@ class _Recurrence:
         self.skipped_s = 0.0
         """Of the cycles that were left out so far; clocks go on as if these had never been."""
         self.beside = [_beside(worker) for worker in program.workers]
+        self.updates = [[factors.optimizer.get(member[0]) for member in worker.members] for worker in program.workers]
+        self.after = sorted({sync for worker in program.workers for sync in worker.after})
+        self.final = sorted({sync for worker in program.workers for sync in worker.final})
 
     def _tasks(self, worker: Worker) -> list[Task]:
         kinds: dict[tuple[bool, int, int], tuple[int, float, int, list[Delivery]]] = {}
@@ -180,6 +183,10 @@ class _Recurrence:
         """One worker's pieces before a place, up to the first whose messages are still to come."""
         tasks, arrivals, counts = self.todo[number], self.arrivals[number], self.counts[number]
         plain = self.recorders is None and not any(self.compute[number])
+        worker, base = self.program.workers[number], self.number * self.per_step[number]
+        jobs, classes, size = worker.jobs, worker.classes, len(worker.classes)
+        # One device and nothing to record is what a search asks for, a thousand times: without a call per piece.
+        alone = self.compute[number][0] if self.recorders is None and len(worker.members) == 1 else None
         beside, clock = self.beside[number], self.clocks[number]
         ends = self.log[number] if self.log is not None else None
         for place, piece, key, seconds, needs, sends in tasks[self.places[number] : until]:
@@ -193,7 +200,14 @@ class _Recurrence:
                         self.recorders[number].all(self.number, piece, "bubble", clock, arrivals[key])
                     clock = arrivals[key]
             start = clock
-            clock = start + seconds if plain else self._work(number, piece, start)
+            if plain:
+                clock = start + seconds
+            elif alone is not None:
+                backward, chunk, micro_batch = piece
+                job = jobs[backward][chunk][classes[micro_batch]]
+                clock = start + job.compute_s[0] * alone[base + chunk * size + micro_batch] + job.communication_s
+            else:
+                clock = self._work(number, piece, start)
             if place in beside:
                 stretch = (clock - start) / seconds if seconds else 1.0
                 self.ready[number].update(
@@ -256,10 +270,9 @@ class _Recurrence:
         for index in range(len(workers)):
             for number in self.ready[index]:
                 self._expose(index, step, number, begins[number])
-        self._meet(step, [worker.after for worker in workers])
-        for index, worker in enumerate(workers):
+        self._meet(step, self.after)
+        for index, (worker, updates) in enumerate(zip(workers, self.updates, strict=True)):
             times = worker.optimizer_s
-            updates = [self.factors.optimizer.get(member[0]) for member in worker.members]
             if any(updates):
                 times = tuple(
                     seconds * (factor[step] if factor else 1.0) for seconds, factor in zip(times, updates, strict=True)
@@ -267,11 +280,11 @@ class _Recurrence:
             if self.recorders is not None:
                 self.recorders[index].update(step, times, self.clocks[index])
             self.clocks[index] += max(times)
-        self._meet(step, [worker.final for worker in workers])
+        self._meet(step, self.final)
 
-    def _meet(self, step: int, entered: Sequence[tuple[int, ...]]) -> None:
+    def _meet(self, step: int, numbers: Sequence[int]) -> None:
         """Collectives that their workers enter one after the other, and wait for."""
-        for number in sorted({sync for syncs in entered for sync in syncs}):
+        for number in numbers:
             sync = self.program.syncs[number]
             if step % sync.every == 0:
                 begin = max(self.clocks[worker] for worker in sync.workers)

@@ -118,7 +118,7 @@ def test_events_tell_the_same_steps_as_the_summary(scenario: Scenario) -> None:
 
 
 def test_a_plan_by_hand_runs_where_no_policy_finds_one(make_document: Callable[..., Document]) -> None:
-    """Micro-batches that only the plan's author cut: the bound of uncut batches does not hold, that of all plans does."""
+    """Micro-batches that only the plan's author cut: not the bound of uncut batches holds, but that of all plans."""
     document = make_document(noisy=False)
     workload = scenario_from(document).workload
     for device in document["cluster"]["nodes"][0]["devices"]:
