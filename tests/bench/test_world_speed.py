@@ -210,18 +210,21 @@ def test_every_operation_beside_bare_simpy(nics: int, scoreboard: Callable[..., 
 
 
 SHAPES = {
-    "156 x 8 x 8, 1f1b": (156, 8, 8, 1000, "1f1b"),
-    "1250 x 8, 1f1b": (1250, 8, 1, 1000, "1f1b"),
-    "156 x 16 x 4, gpipe": (156, 16, 4, 500, "gpipe"),
-    "40 x 64 x 4, 1f1b": (40, 64, 4, 125, "1f1b"),
+    "156 x 8 x 8, 1f1b": (156, 8, 8, 1000, 8, "1f1b"),
+    "1250 x 8, 1f1b": (1250, 8, 1, 1000, 8, "1f1b"),
+    "156 x 8 x 8, 1f1b, shared adapters": (156, 8, 8, 1000, 1, "1f1b"),
+    "1250 x 8, 1f1b, shared adapters": (1250, 8, 1, 1000, 1, "1f1b"),
+    "156 x 16 x 4, gpipe, shared adapters": (156, 16, 4, 500, 1, "gpipe"),
+    "40 x 64 x 4, 1f1b, shared adapters": (40, 64, 4, 125, 1, "1f1b"),
 }
+"""Pipelines, stages, tensor-parallel degree, micro-batches, adapters per machine, schedule."""
 
 
 @pytest.mark.bench
 @pytest.mark.parametrize("name", SHAPES)
 def test_ten_thousand_devices(name: str, scoreboard: Callable[..., None]) -> None:
-    pipelines, stages, degree, turns, schedule = SHAPES[name]
-    world, plan = big(pipelines, stages, degree, turns, nics=1, schedule=schedule)
+    pipelines, stages, degree, turns, nics, schedule = SHAPES[name]
+    world, plan = big(pipelines, stages, degree, turns, nics, schedule=schedule)
     first = seconds(lambda: one_step_s(world, plan))
     again = least(lambda: one_step_s(world, plan.model_copy()))
     whole = least(lambda: step_s(world, plan), 2)

@@ -200,3 +200,41 @@ def test_segments_are_enough_for_a_record(build: Any) -> None:
         plan = build.straight(3, 5, schedule)
         launch = build.run(scenario, plan, steps=4)
         assert len(launch.events) <= 4 * compile_plan(scenario, plan).segments
+
+
+def test_equal_shares_are_of_the_holders_of_each_run_of_layers(build: Any) -> None:
+    """A cut through the layers of a stage leaves runs with holders of their own: no ring is longer than a fair one."""
+    devices = [build.device(f"d{number}", [1.0] * 8, [2.0] * 8) for number in range(5)]
+    scenario = build.scenario(devices, batch=12, parameters=10**9, gb_per_s=1.0)
+    pipelines = [
+        build.pipeline([0, 4, 8], ["d0", [["d1"], ["d2"], ["d3"]]], [6]),
+        build.pipeline([0, 8], ["d4"], [6]),
+    ]
+    program = compile_plan(scenario, Plan(pipelines=pipelines, zero=1, overlap=False))
+    seconds = {len(sync.workers): sync.transfer.alone_s for sync in program.syncs}
+    assert seconds[4] == pytest.approx(3 / 4 * 4 * 4.0, rel=1e-6)  # (p-1)/p of four layers of 4 GB at 1 GB/s
+    assert seconds[2] == pytest.approx(1 / 2 * 4 * 4.0, rel=1e-6)
+
+
+def test_the_largest_share_of_any_tensor_rank_counts(build: Any) -> None:
+    devices = [build.device(f"d{number}", [1.0], [2.0], degrees=(1, 2)) for number in range(4)]
+    split = {"tensor": TensorSplit(divisor=2)}
+    scenario = build.scenario(devices, batch=4, parameters=10**9, gb_per_s=1.0, layers=[split])
+    pipelines = [build.pipeline([0, 1], [["d0", "d1"]], [2]), build.pipeline([0, 1], [["d2", "d3"]], [2])]
+    first = {"d0": 0.5, "d2": 0.5, "d1": 0.9, "d3": 0.1}
+    second = {"d0": 0.9, "d2": 0.1, "d1": 0.5, "d3": 0.5}
+    slowest = [
+        max(
+            sync.transfer.alone_s
+            for sync in compile_plan(scenario, Plan(pipelines=pipelines, zero=1, state_shares=shares)).syncs
+        )
+        for shares in (first, second)
+    ]
+    assert slowest[0] == pytest.approx(slowest[1], rel=1e-9)
+
+
+def test_frozen_layers_have_nothing_to_synchronise(build: Any) -> None:
+    devices = [build.device(f"d{number}", [1.0], [2.0]) for number in range(2)]
+    scenario = build.scenario(devices, batch=2, parameters=0, latencies=1.0)
+    plan = Plan(pipelines=[build.pipeline([0, 1], [name], [1]) for name in ("d0", "d1")], overlap=False)
+    assert compile_plan(scenario, plan).syncs == ()

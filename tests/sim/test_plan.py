@@ -116,6 +116,12 @@ def stage(first: int, last: int, *groups: list[str]) -> Document:
     return {"first": first, "last": last, "replicas": [{"devices": group, "share": share} for group in groups]}
 
 
+def shared(first: int, last: int, names: list[str]) -> Document:
+    """A stage that single devices share equally."""
+    replicas = [{"devices": [name], "share": 1 / len(names)} for name in names]
+    return {"first": first, "last": last, "replicas": replicas}
+
+
 def looped(names: list[str], count: int = 4) -> Document:
     """A layer for each name, so that names may recur."""
     return {"stages": [stage(n, n + 1, [name]) for n, name in enumerate(names)], "micro_batches": [1] * count}
@@ -218,6 +224,32 @@ def test_shapes_that_are_valid(four: Scenario, document: Document) -> None:
             },
             "pipelines.1.stages.0",
             "is cut otherwise than its peers",
+        ),
+        (
+            {
+                "pipelines": [{**whole("d0", [1]), "stages": [shared(0, 4, ["d0", "d1"])], "micro_batches": [1] * 4}],
+                "zero": 3,
+            },
+            "pipelines.0.stages.0.replicas",
+            "without a sample",
+        ),
+        (
+            {
+                "pipelines": [
+                    {
+                        "stages": [
+                            shared(0, 1, ["d0", "d1"]),
+                            shared(1, 2, ["d1", "d0"]),
+                            shared(2, 3, ["d2", "d3"]),
+                            shared(3, 4, ["d3", "d2"]),
+                        ],
+                        "micro_batches": [2, 2],
+                    }
+                ],
+                "schedule": "interleaved",
+            },
+            "pipelines.0.stages",
+            "do not go round",
         ),
         ({"pipelines": [whole("d0", [2]), whole("d1", [2])], "sync_every": 2, "zero": 1}, "sync_every", "sharded"),
         ({"pipelines": [whole("d0", [4])], "state_shares": {"d0": 1.0}}, "state_shares", "zero is 0"),
