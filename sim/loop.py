@@ -493,7 +493,7 @@ class _Process:
         self.per_step = len(worker.stages) * self.micro_batches
         self.compute = [run.factors.compute.get(name) for name in self.names]
         self.updates = [run.factors.optimizer.get(name) for name in self.names]
-        self.beside = self._beside()
+        self.beside = worker.beside_by_place()
         self.clock = 0.0
         self.step = self.place = 0
         self.arrived: dict[int, int] = {}
@@ -519,14 +519,6 @@ class _Process:
             if event.callbacks is not None:
                 event.callbacks.append(self.go)
                 return
-
-    def _beside(self) -> dict[int, list[tuple[int, float]]]:
-        """Per piece (its place in the order): synchronisations that become ready in it, and how long before its end."""
-        last = {piece.chunk: place for place, piece in enumerate(self.worker.pieces) if piece.backward}
-        found: dict[int, list[tuple[int, float]]] = {}
-        for each in self.worker.beside:
-            found.setdefault(last[each.chunk], []).append((each.sync, each.rest_s))
-        return found
 
     @property
     def at(self) -> int:

@@ -107,6 +107,14 @@ class Worker:
         """All its jobs: of each chunk and class, forward and backward."""
         return (job for direction in self.jobs for jobs in direction for job in jobs)
 
+    def beside_by_place(self) -> dict[int, list[tuple[int, float]]]:
+        """Per piece (its place in the order): synchronisations that become ready in it, and how long before its end."""
+        last = {piece.chunk: place for place, piece in enumerate(self.pieces) if piece.backward}
+        found: dict[int, list[tuple[int, float]]] = {}
+        for each in self.beside:
+            found.setdefault(last[each.chunk], []).append((each.sync, each.rest_s))
+        return found
+
     def job(self, piece: Piece) -> Job:
         """What a piece is."""
         return self.jobs[piece.backward][piece.chunk][self.classes[piece.micro_batch]]

@@ -104,7 +104,7 @@ class _Recurrence:
         """Moments of a phase: per worker the ends of its pieces, then per channel those of its messages."""
         self.skipped_s = 0.0
         """Of the cycles that were left out so far; clocks go on as if these had never been."""
-        self.beside = [_beside(worker) for worker in program.workers]
+        self.beside = [worker.beside_by_place() for worker in program.workers]
         self.updates = [[factors.optimizer.get(member[0]) for member in worker.members] for worker in program.workers]
         self.after = sorted({sync for worker in program.workers for sync in worker.after})
         self.final = sorted({sync for worker in program.workers for sync in worker.final})
@@ -335,15 +335,6 @@ class _Recurrence:
 
 def _key(worker: Worker, backward: bool, chunk: int, number: int) -> int:
     return (backward * len(worker.stages) + chunk) * len(worker.classes) + number
-
-
-def _beside(worker: Worker) -> dict[int, list[tuple[int, float]]]:
-    """Per piece (its place in the order): synchronisations that become ready in it, and how long before its end."""
-    last = {piece.chunk: place for place, piece in enumerate(worker.pieces) if piece.backward}
-    found: dict[int, list[tuple[int, float]]] = {}
-    for each in worker.beside:
-        found.setdefault(last[each.chunk], []).append((each.sync, each.rest_s))
-    return found
 
 
 def _users(program: Program) -> tuple[dict[int, int], list[tuple[int, ...]]]:
