@@ -23,7 +23,7 @@ from .tables import (
     plan_name,
     plan_table,
     provenance_table,
-    short_name,
+    shares,
     table_rows,
 )
 from .trace import side_by_side, write_trace
@@ -121,11 +121,11 @@ def _figures(runs: Sequence[Run], rows: Sequence[PlanRow], folder: Path) -> list
     if any(row.measured is not None for row in rows):
         caption = "Each point is a plan. On the dashed line the prediction is exact."
         drawn.append((caption, plots.save(plots.scatter(rows), folder / "scatter.png")))
-    caption = "Samples per second of each plan. Dashed: the best split by the same model, no noise, free links."
+    caption = "Samples per second of each plan. Dashed: a bound by the same model, no noise, free links."
     drawn.append((caption, plots.save(plots.throughput(rows), folder / "throughput.png")))
     for name, row in _shown(rows).items():
         sides = _sides(runs, row)
-        about = f"{plan_name(row)}, {short_name(row).rpartition(' ')[2]} samples"
+        about = f"{plan_name(row)}, {shares(row)}"
         timeline = plots.save(plots.timelines(sides, about), folder / f"timeline-{name}.png")
         drawn.append((f"Typical steps of {about}; one time axis.", timeline))
         ledger = plots.save(

@@ -82,6 +82,12 @@ def short_name(row: PlanRow) -> str:
     return f"{name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + '…'} {_split(row)}"
 
 
+def shares(row: PlanRow) -> str:
+    """The split of the batch, in words."""
+    split = _split(row)
+    return split if split.endswith("devices") else f"{split} samples"
+
+
 def _split(row: PlanRow) -> str:
     """Samples per device in the order of the devices; of many devices, how many have any."""
     shares = [str(samples) for samples in row.plan.values()]
