@@ -73,7 +73,10 @@ def settle(data: dict[str, Any], labels: int | None = None) -> PreTrainedConfig:
 
 def plain(config: PreTrainedConfig, task: str) -> dict[str, Any]:
     """What a settled configuration says beyond its family's defaults, without the library's version."""
-    data: dict[str, Any] = json.loads(json.dumps(config.to_diff_dict()))
+    try:
+        data: dict[str, Any] = json.loads(json.dumps(config.to_diff_dict(), allow_nan=False))
+    except ValueError as error:  # an infinite number
+        raise refused(config.model_type, error) from error
     labels = data.pop("id2label", None)
     for key in ("transformers_version", "architectures", "label2id", *NOT_OURS):
         data.pop(key, None)
