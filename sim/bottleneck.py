@@ -236,7 +236,8 @@ def _binding(trial: _Trial, causes: Causes, candidates: list[_Weighed]) -> Cause
 def _balanced(trial: _Trial, ordered: list[_Weighed], most: float) -> bool:
     """Whether the devices with most of the path gain next to nothing, because others take as long."""
     work = [each for each in ordered if each.cause.kind == "device"]
-    if sum(each.seconds for each in work) / 2 <= most * trial.step_s:
+    # Where transfers share links, halving one may lose time: then most is below 0, and no device need be on the path.
+    if not work or sum(each.seconds for each in work) / 2 <= most * trial.step_s:
         return False
     return trial.gain(work[0].cause) * trial.step_s < IN_BALANCE * work[0].seconds / 2
 
