@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from . import loop, recurrence
 from .causes import Cause, Causes
 from .compiler import compile_plan
@@ -24,8 +27,10 @@ from .tracing import Trace
 
 MOST_PIECES = 200_000
 """Pieces of work from one synchronisation to the next that are still looked into."""
-ROUNDS = 6
+ROUNDS = 24
 """Rounds that are simulated of a program that does not repeat itself."""
+LAPS = 3
+"""Times that a pattern of several rounds is seen before it counts as one."""
 MOST_SEGMENTS = 100
 """Parts of a path that are kept in a record."""
 MOST_CAUSES = 6
@@ -36,6 +41,8 @@ IN_BALANCE = 0.1
 """Of what a cause could gain: below it, others that take as long stand in its place."""
 ROUNDING = 1e-12
 """A gain of less is none."""
+SAME = 1e-9
+"""Of a pattern of rounds: those that differ by less are the same, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,18 @@ class Bottleneck:
     """Share of the step that is saved when it takes half as long."""
     devices: int = 0
     """How many do the work, where it is work that binds."""
+    settled: bool = True
+    """Whether all steps that were compared repeat themselves; else the gains are of a finite window, and about right.
+
+    Pipelines that nothing holds together, or an input pipeline that falls behind slowly, may take long to settle.
+    """
     gains: dict[str, float] = field(default_factory=dict)
     """The same of all causes that were tried, the largest first."""
 
     def line(self) -> str:
         """The answer in one line."""
-        return f"{self._subject()}; half of it would save {100 * self.gain:.0f} % of the step"
+        about = "" if self.settled else "about "
+        return f"{self._subject()}; half of it would save {about}{100 * self.gain:.0f} % of the step"
 
     def document(self) -> dict[str, Any]:
         """For a record, where a long path has no place."""
@@ -99,7 +112,7 @@ def explain(scenario: Scenario, plan: Plan, program: Program | None = None) -> B
 
     Steps overlap, and how the last one ends does not keep the next from beginning. So the path is followed back from a
     later end than the one that it is told from: then it goes through what sets the pace, and halving a cause saves at
-    most half of its part. It is told of a round that repeats itself; where none does, of half of those simulated.
+    most half of its part. It is told of the rounds that repeat themselves; where none do, of half of those simulated.
 
     Args:
         scenario: whose plan it is.
@@ -140,6 +153,7 @@ class _Trial:
         self.steps = steps
         trace = Trace.of(program)
         launch = _run(program, steps, trace)
+        self.settled = launch.repeats > 1
         first, last = _window(launch, program.sync_every)
         lap = program.sync_every
         begin, end = launch.ends[first - lap], launch.ends[last - lap]
@@ -152,6 +166,7 @@ class _Trial:
         """Share of the step that is saved when a cause takes half as long."""
         if cause.name not in self.gains:
             launch = _run(relieved(self.program, cause.relief), self.steps)
+            self.settled = self.settled and launch.repeats > 1
             first, last = _window(launch, self.program.sync_every)
             step_s = (launch.ends[last] - launch.ends[first]) / (last - first)
             gain = 1 - step_s / self.step_s
@@ -171,12 +186,26 @@ def _run(program: Program, steps: int, trace: Trace | None = None) -> Launch:
 
 
 def _window(launch: Launch, cycle: int) -> tuple[int, int]:
-    """The last step before the steps that count, and the last of them: the round that repeats, or the later half."""
+    """The last step before the steps that count, and the last of them: what repeats itself, or the later half.
+
+    A program without noise settles into a pattern, but not always one of a single round: with a slow input pipeline,
+    for one, a fast round and a slow one may take turns. The mean of a window that cuts such a pattern is not the pace.
+    """
     last = len(launch.ends) - 1
     if launch.repeats > 1:
         last -= (launch.repeats - 1) * cycle
         return last - cycle, last
-    return last - cycle * max(1, last // cycle // 2), last
+    rounds = np.diff(np.asarray(launch.ends)[last % cycle :: cycle])
+    return last - cycle * _pattern(rounds), last
+
+
+def _pattern(rounds: NDArray[np.float64]) -> int:
+    """How many of the last rounds are the pattern that repeats itself; if none does, the later half."""
+    for length in range(1, len(rounds) // LAPS + 1):
+        seen = rounds[-max(LAPS * length, len(rounds) // 2) :]
+        if np.abs(seen[length:] - seen[:-length]).max() <= SAME * seen.max():
+            return length
+    return max(1, (len(rounds) + 1) // 2)
 
 
 def _answer(trial: _Trial, causes: Causes) -> Bottleneck:
@@ -191,6 +220,7 @@ def _answer(trial: _Trial, causes: Causes) -> Bottleneck:
         kind=binding.kind,
         gain=gain,
         devices=binding.devices,
+        settled=trial.settled,
         gains=dict(sorted(trial.gains.items(), key=lambda item: (-item[1], item[0]))),
     )
 
