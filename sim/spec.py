@@ -31,6 +31,10 @@ class Objective(Spec):
     """What a search makes as large (or small) as it can."""
 
     metric: Literal["throughput", "step_time_p90", "cost", "energy"] = "throughput"
+    least_throughput_samples_per_s: Positive | None = None
+    """Plans that are slower do not count."""
+    most_cost_usd_per_million_samples: Positive | None = None
+    """Plans that cost more do not count."""
 
 
 class Variation(Spec):
