@@ -104,12 +104,15 @@ def profile_of(device: Device, workload: Workload) -> Profile | None:
 
 
 def layer_profile_of(device: Device, workload: Workload) -> LayerProfile | None:
-    """The device's profile by layers, if it is one of this workload: same model, layers, sequence length and dtype."""
+    """The device's profile by layers, if it is one of this workload: same model, layers, sequence length and dtype.
+
+    Names of models are compared without case: published tables write OPT-350M.
+    """
     found = device.layer_profile
     if found is None or len(found.points[0].forward_s) != len(workload.layers):
         return None
-    ran = (found.model, found.sequence_length, found.dtype)
-    return found if ran == (workload.model.name, workload.sequence_length, workload.dtype) else None
+    ran = (found.model.casefold(), found.sequence_length, found.dtype)
+    return found if ran == (workload.model.name.casefold(), workload.sequence_length, workload.dtype) else None
 
 
 def profiled_cost(name: str, profile: Profile, slowdown: float = 1.0) -> DeviceCost:

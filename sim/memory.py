@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from . import footprint
 from .device import GIB, Device
 from .footprint import Cut
-from .schedule import Piece, deal_samples, most_in_flight, order
+from .schedule import Piece, deal_samples, in_turns, most_in_flight, order
 from .workload import OPTIMIZER_STATES, Workload
 
 if TYPE_CHECKING:
@@ -117,11 +117,11 @@ def groups(pipeline: Pipeline) -> list[Group]:
 def pieces(plan: Plan, pipeline: Pipeline, group: Group) -> tuple[Piece, ...]:
     """What a worker does in a step, in order.
 
-    A pipeline of a single stage accumulates gradients, whatever the schedule: the backward pass of each micro-batch
-    follows its forward pass, as in 1F1B with no stage behind.
+    A pipeline of a single stage accumulates gradients, whatever the schedule: as in 1F1B with no stage behind.
     """
     kind = plan.schedule if len(pipeline.stages) > 1 else "1f1b"
-    return order(kind, group.workers, group.position, len(group.stages), len(pipeline.micro_batches))
+    found = order(kind, group.workers, group.position, len(group.stages), len(pipeline.micro_batches))
+    return found if pipeline.order is None else in_turns(found, group.stages, pipeline.order)
 
 
 def peak(workload: Workload, plan: Plan) -> dict[str, Memory]:
@@ -160,7 +160,7 @@ def check(workload: Workload, devices: Mapping[str, Device], plan: Plan) -> Viol
     for index, pipeline in enumerate(plan.pipelines):
         for name in pipeline.devices:
             if found[name].total > devices[name].memory_bytes:
-                return _too_much(plan, index, devices[name], found[name])
+                return _too_much(workload, plan, index, devices[name], found[name])
     return None
 
 
@@ -246,7 +246,7 @@ def _shape(pipeline: Pipeline) -> object:
         )
         for stage in pipeline.stages
     ]
-    return tuple(stages), tuple(pipeline.micro_batches)
+    return tuple(stages), tuple(pipeline.micro_batches), tuple(pipeline.order or ())
 
 
 def _member(workload: Workload, plan: Plan, pipeline: Pipeline, group: Group, peers: Peers | None) -> _Member:
@@ -361,7 +361,7 @@ def _shard_buffers(workload: Workload, plan: Plan, runs: Sequence[Run], degree: 
 # Refusal
 
 
-def _too_much(plan: Plan, index: int, device: Device, need: Memory) -> Violation:
+def _too_much(workload: Workload, plan: Plan, index: int, device: Device, need: Memory) -> Violation:
     """Which device, which stage, which terms, by how much, and what helps."""
     room, path = device.memory_bytes, f"pipelines.{index}.stages.{need.stage}"
     terms = ", ".join(f"{name} {_gib(size)}" for name, size in need.terms().items() if size >= 0.005 * need.total)
@@ -369,14 +369,14 @@ def _too_much(plan: Plan, index: int, device: Device, need: Memory) -> Violation
         f"needs {_gib(need.total)} GiB on {device.name!r}, which has {_gib(room)} GiB: {terms}; "
         f"{_gib(need.total - room)} GiB too much"
     )
-    return path, problem, _mend(plan, index, need, room)
+    return path, problem, _mend(workload, plan, index, need, room)
 
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.4g}"
 
 
-def _mend(plan: Plan, index: int, need: Memory, room: float) -> str:
+def _mend(workload: Workload, plan: Plan, index: int, need: Memory, room: float) -> str:
     """What makes the largest term smaller; the states first, where they alone are too much."""
     if need.weights + need.gradients + need.optimizer > room:
         return _mend_of_states(plan, index, need)
@@ -385,9 +385,11 @@ def _mend(plan: Plan, index: int, need: Memory, room: float) -> str:
     pipeline = plan.pipelines[index]
     helps = ["give it fewer samples or a max_micro_batch"]
     if len(pipeline.stages) > 1:
-        helps = ["smaller micro-batches", *(["schedule 1f1b"] if plan.schedule == "gpipe" else [])]
+        fewer = "accumulate" if len(set(positions(pipeline))) < len(pipeline.stages) else "1f1b"
+        helps = ["smaller micro-batches", *([f"schedule {fewer}"] if plan.schedule == "gpipe" else [])]
     recompute = pipeline.stages[need.stage].recompute
-    helps += [f"recompute {'selective or ' if recompute == 'none' else ''}full"] if recompute != "full" else []
+    selective = recompute == "none" and any(any(layer.selective_elements) for layer in workload.layers)
+    helps += [f"recompute {'selective or ' if selective else ''}full"] if recompute != "full" else []
     return ", or ".join(helps)
 
 

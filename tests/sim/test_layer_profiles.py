@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from steelyard.results.errors import InputError
 from steelyard.sim import cost, layer_profiles
 from steelyard.sim.device import LayerPoint, LayerProfile
-from steelyard.sim.spec import load_device
+from steelyard.sim.spec import Scenario, load_device, scenario_from
 from steelyard.sim.workload import Workload
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "opt350_layer_profiles.json"
@@ -135,6 +135,28 @@ def test_a_profile_serves_its_model_only() -> None:
     workload = _workload("y")
     assert cost.layer_profile_of(device, workload) is None
     assert cost.layer_profile_of(device, _workload("x")) is profile
+    assert cost.layer_profile_of(device, _workload("X")) is profile
+
+
+def test_a_scenario_whose_profile_is_of_another_model_is_refused(tmp_path: Path) -> None:
+    """Its owner would get datasheet times and not know."""
+    profile = LayerProfile(
+        model="x",
+        sequence_length=8,
+        dtype="fp16",
+        points=[LayerPoint(micro_batch=1, forward_s=[1.0], backward_s=[1.0], optimizer_s=[1.0])],
+    )
+    layer_profiles.save(tmp_path / "measured.json", {"x": profile})
+    device = {"device": "nvidia-t4", "name": "one", "layer_profile": "measured.json"}
+
+    def scenario(name: str) -> Scenario:
+        node = {"name": "box", "link": "pcie-3", "devices": [device]}
+        document = {"name": "s", "cluster": {"nodes": [node]}, "workload": _workload(name).model_dump(mode="json")}
+        return scenario_from(document, tmp_path)
+
+    assert cost.device_cost(scenario("x").cluster.devices[0], _workload("x")).fidelity == "profiled"
+    with pytest.raises(InputError, match="one: layer_profile: was measured of x, 1 layers, 8, fp16, the workload is y"):
+        scenario("y")
 
 
 def _workload(name: str) -> Workload:
