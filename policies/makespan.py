@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from typing import Annotated, ClassVar
 from ..sim.plan import Plan
 from ..sim.view import DeviceView, View
 from ._base import Choice, canonical, capacities, figures
+from .apportion import min_max
+from .curves import Steps
 
 ALL_SUBSETS_UP_TO = 8
 
@@ -28,8 +29,8 @@ class Makespan:
     def allocate(self, view: View) -> Plan:
         """The split with the least estimated step time, the all-reduce included.
 
-        Exact for non-decreasing device times; over all sets of participants up to eight devices, beyond that over some
-        sets of the k fastest.
+        Exact for each set of participants (see :func:`.apportion.min_max`); over all sets up to eight devices, beyond
+        that over sets of the k fastest and sets of whole machines.
         """
         view = canonical(view)
         capacities(view)
@@ -66,57 +67,53 @@ def _candidate(view: View, chosen: tuple[int, ...]) -> Candidate | None:
 def min_max_split(devices: Sequence[DeviceView], batch: int, least: int = 0) -> list[int] | None:
     """Samples per device with the least maximum of ``step_s``; None where the batch does not fit.
 
-    Deals sample by sample to the device that would finish earliest with it, which is exact for non-decreasing times
-    (an exchange argument); ties go to the earlier device.
+    See :func:`.apportion.min_max`: exact also where a step takes less time for more samples; ties go to the earlier
+    device.
 
     Args:
         devices: who takes part.
         batch: samples in all.
         least: samples that each must have.
     """
-    if not least * len(devices) <= batch <= sum(device.capacity for device in devices):
-        return None
-    if min(device.capacity for device in devices) < least:
-        return None
-    given = _head_start(devices, batch, least)
-    heap = [(device.step_s(given[i] + 1), i) for i, device in enumerate(devices) if given[i] < device.capacity]
-    heapq.heapify(heap)
-    for _ in range(batch - sum(given)):
-        _, i = heapq.heappop(heap)
-        given[i] += 1
-        if given[i] < devices[i].capacity:
-            heapq.heappush(heap, (devices[i].step_s(given[i] + 1), i))
-    return given
-
-
-def _head_start(devices: Sequence[DeviceView], batch: int, least: int) -> list[int]:
-    """A state that dealing sample by sample passes through: all that finishes within some time is dealt.
-
-    The time is bisected until few samples are left, so that a large batch costs no more than a small one.
-    """
-    given = [least] * len(devices)
-    low, high = 0.0, max(device.step_s(min(batch, device.capacity)) for device in devices)
-    for _ in range(60):
-        if batch - sum(given) <= 4 * len(devices):
-            break
-        middle = (low + high) / 2
-        within = [max(least, device.most_within(middle)) for device in devices]
-        if sum(within) <= batch:
-            low, given = middle, within
-        else:
-            high = middle
-    return given
+    return min_max(Steps(devices, batch), batch, least)
 
 
 def _participants(view: View) -> Iterator[tuple[int, ...]]:
-    """Sets of devices by place; the view is canonical: the fastest come first."""
+    """Sets of devices by place, each once; the view is canonical: the fastest come first.
+
+    Of more than a few devices: the k fastest, and whole machines, since links between machines are what a set saves.
+    """
     count = len(view.devices)
     if count <= ALL_SUBSETS_UP_TO:
-        for size in range(1, count + 1):
-            yield from itertools.combinations(range(count), size)
+        yield from _all_sets(count)
         return
+    seen: set[tuple[int, ...]] = set()
+    for chosen in itertools.chain(_fastest(count), _machines(view)):
+        if chosen not in seen:
+            seen.add(chosen)
+            yield chosen
+
+
+def _all_sets(count: int) -> Iterator[tuple[int, ...]]:
+    for size in range(1, count + 1):
+        yield from itertools.combinations(range(count), size)
+
+
+def _fastest(count: int) -> Iterator[tuple[int, ...]]:
     size = 1
     while size < count:
         yield tuple(range(size))
         size = max(size + 1, size * 5 // 4)
     yield tuple(range(count))
+
+
+def _machines(view: View) -> Iterator[tuple[int, ...]]:
+    """All sets of a few machines; of many, those with the k fastest devices."""
+    places: dict[int, list[int]] = {}
+    for place, device in enumerate(view.devices):
+        places.setdefault(view.cluster.node_of[device.name], []).append(place)
+    machines = list(places.values())
+    count = len(machines)
+    sets = _fastest(count) if count > ALL_SUBSETS_UP_TO else _all_sets(count)
+    for chosen in sets:
+        yield tuple(sorted(place for machine in chosen for place in machines[machine]))

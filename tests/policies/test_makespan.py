@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -160,14 +159,3 @@ def test_many_devices_and_a_large_batch_are_dealt_exactly(quiet_scenario: Scenar
     assert all(split[device.name] <= device.capacity for device in devices if device.name in split)
     found = [split.get(device.name, 0) for device in devices]
     assert _total(view, found) <= _total(view, [everybody.get(device.name, 0) for device in devices]) * (1 + 1e-12)
-
-
-@pytest.mark.bench
-def test_a_thousand_devices() -> None:
-    draws = random.Random(0)
-    devices = [_device(str(n), draws.random() * 1e-3, 1e-4 + draws.random() * 1e-3, 100_000) for n in range(1000)]
-    started = time.perf_counter()
-    split = min_max_split(devices, 100_000)
-    print(f"\n1,000 devices, batch 100,000: {1e3 * (time.perf_counter() - started):.0f} ms")
-    assert split is not None
-    assert sum(split) == 100_000
