@@ -162,7 +162,7 @@ def _works(plan: Plan, names: Sequence[Sequence[str]]) -> list[int]:
         if batches not in known:
             known.append(batches)
         held = None if shares is None else tuple([shares.get(name) for name in own])
-        works.append((_stages(pipeline, own), ends, known.index(batches), held))
+        works.append((_stages(pipeline, own), tuple(pipeline.order or ()), ends, known.index(batches), held))
     return _numbered(works)
 
 

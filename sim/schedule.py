@@ -7,7 +7,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-Kind = Literal["gpipe", "1f1b", "interleaved"]
+Kind = Literal["gpipe", "1f1b", "interleaved", "accumulate"]
 
 
 class Piece(NamedTuple):
@@ -23,9 +23,12 @@ class Piece(NamedTuple):
 def order(kind: Kind, workers: int, position: int, chunks: int, micro_batches: int) -> tuple[Piece, ...]:
     """What a worker does in a step, in order.
 
-    GPipe (Huang et al. 2019): every forward, then every backward, in the same order of micro-batches. 1F1B (Narayanan
-    et al. 2019, PipeDream-Flush): as many forwards as there are workers behind it, then one forward and one backward
-    in turn.
+    GPipe (Huang et al. 2019): every forward, then every backward, in the same order of micro-batches. A worker may hold
+    any of the stages: all do their forwards in the order of (stage, micro-batch), and their backwards in that of
+    (stage from the last, micro-batch), where whatever a piece waits for comes before it. So of all pieces that are not
+    done, the first in that order can go on, and nobody waits for ever. Accumulation: the same for one micro-batch after
+    the other, so that only one is in flight. 1F1B (Narayanan et al. 2019, PipeDream-Flush): as many forwards as there
+    are workers behind it, then one forward and one backward in turn.
     Interleaved 1F1B (Narayanan et al. 2021): the same over several chunks a worker, in groups of ``workers``
     micro-batches; the chunks of a worker are ``workers`` stages apart.
 
@@ -40,6 +43,9 @@ def order(kind: Kind, workers: int, position: int, chunks: int, micro_batches: i
         forward = [Piece(False, chunk, number) for chunk in range(chunks) for number in range(micro_batches)]
         backward = [Piece(True, chunk, number) for chunk in reversed(range(chunks)) for number in range(micro_batches)]
         return tuple(forward + backward)
+    if kind == "accumulate":
+        both = [(False, chunk) for chunk in range(chunks)] + [(True, chunk) for chunk in reversed(range(chunks))]
+        return tuple(Piece(*each, number) for number in range(micro_batches) for each in both)
     group = workers if kind == "interleaved" else micro_batches
     forward = _in_groups(False, range(chunks), group, micro_batches)
     backward = _in_groups(True, range(chunks - 1, -1, -1), group, micro_batches)
@@ -57,6 +63,21 @@ def _in_groups(backward: bool, chunks: range, group: int, micro_batches: int) ->
         for chunk in chunks
         for number in range(start, min(start + group, micro_batches))
     ]
+
+
+def in_turns(pieces: tuple[Piece, ...], stages: Sequence[int], turns: Sequence[int]) -> tuple[Piece, ...]:
+    """A worker's pieces, where all workers take their stages in another order than that of the layers.
+
+    If that follows the edges between the stages, nobody waits for ever: as in :func:`order`.
+
+    Args:
+        pieces: of the worker, as :func:`order` gives them for ``gpipe`` and ``accumulate``.
+        stages: numbers of its own stages, its chunks.
+        turns: numbers of all stages, in the order in which they are taken.
+    """
+    place = {stage: number for number, stage in enumerate(turns)}
+    chunks = sorted(range(len(stages)), key=lambda chunk: place[stages[chunk]])
+    return tuple(piece._replace(chunk=chunks[piece.chunk]) for piece in pieces)
 
 
 def most_in_flight(pieces: tuple[Piece, ...], held: dict[tuple[int, int], float]) -> float:

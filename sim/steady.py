@@ -65,13 +65,19 @@ class Repeat(NamedTuple):
 
 
 def phases(program: Program) -> list[Phase]:
-    """The phases of a step; none where micro-batches differ, or wait for data or for ZeRO-3's weights."""
+    """The phases of a step; none where micro-batches differ, or wait for data or for ZeRO-3's weights.
+
+    None either where stages do not go round the same workers: then workers are in other phases at the same time, and
+    one that repeats itself need not go on so.
+    """
     workers = program.workers
     if program.loaders or any(worker.gathers or len(set(worker.classes)) > 1 for worker in workers):
         return []
     positions: dict[int, int] = {}
     for worker in workers:
         positions[worker.pipeline] = max(positions.get(worker.pipeline, 0), worker.position + 1)
+    if not all(_goes_round(worker, positions[worker.pipeline]) for worker in workers):
+        return []
     found = [cycles(worker, positions[worker.pipeline]) for worker in workers]
     if len({len(each) for each in found}) > 1:
         return []
@@ -82,13 +88,22 @@ def phases(program: Program) -> list[Phase]:
     ]
 
 
+def _goes_round(worker: Worker, positions: int) -> bool:
+    """Whether a worker holds every so-manieth stage, and takes them in the order of the layers."""
+    chunks = range(len(worker.stages))
+    if worker.stages != tuple(worker.position + positions * chunk for chunk in chunks):
+        return False
+    return len(chunks) == 1 or list(dict.fromkeys(piece.chunk for piece in worker.pieces)) == list(chunks)
+
+
 def cycles(worker: Worker, positions: int) -> list[Cycles]:
     """The cycles in a worker's order, as :func:`.schedule.order` made it for a pipeline of so many positions."""
     chunks, count = len(worker.stages), len(worker.classes)
     total = chunks * count
     warm_up = next(place for place, piece in enumerate(worker.pieces) if piece.backward)
     if warm_up == total:  # every forward comes before every backward
-        return [Cycles(start, 1, 1, count) for start in range(0, 2 * total, count)]
+        # With several chunks, a message belongs to another phase for who sends it than for who reads it.
+        return [Cycles(start, 1, 1, count) for start in range(0, 2 * total, count)] if chunks == 1 else []
     group = positions if chunks > 1 else 1
     length = 2 * chunks * group
     return [Cycles(warm_up - 1, length, group, 2 * (total - warm_up + 1) // length)]

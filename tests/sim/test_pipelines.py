@@ -242,7 +242,7 @@ def test_gpipe_and_1f1b_differ_in_what_they_hold_and_interleaving_in_time(
 @st.composite
 def plans(draw: st.DrawFn) -> tuple[Plan, int]:
     """Any pipeline of twelve layers: schedule, cuts, recomputation, unequal micro-batches and replicas."""
-    schedule = draw(st.sampled_from(["gpipe", "1f1b", "interleaved"]))
+    schedule = draw(st.sampled_from(["gpipe", "1f1b", "interleaved", "accumulate"]))
     sizes = draw(st.lists(st.integers(1, 5), min_size=1, max_size=6))
     count = draw(st.integers(1, 4))
     chunks = draw(st.integers(2, 3)) if schedule == "interleaved" and count > 1 else 1

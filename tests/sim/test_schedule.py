@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steelyard.sim.schedule import Piece, deal_samples, most_in_flight, order
+from steelyard.sim.schedule import Piece, deal_samples, in_turns, most_in_flight, order
 
-KINDS = st.sampled_from(["gpipe", "1f1b", "interleaved"])
+KINDS = st.sampled_from(["gpipe", "1f1b", "interleaved", "accumulate"])
 
 
 @st.composite
@@ -144,3 +144,18 @@ def test_remainders_go_to_the_largest_and_then_to_the_first(
     samples: int, shares: list[float], dealt: list[int]
 ) -> None:
     assert deal_samples(samples, shares) == dealt
+
+
+def test_accumulation_holds_one_micro_batch_at_a_time() -> None:
+    """Every chunk of one micro-batch, and back, before the next one."""
+    written = " ".join(f"{'FB'[b]}{'abc'[c]}{n}" for b, c, n in order("accumulate", 2, 1, 3, 2))
+    assert written == "Fa0 Fb0 Fc0 Bc0 Bb0 Ba0 Fa1 Fb1 Fc1 Bc1 Bb1 Ba1"
+    assert in_flight("accumulate", 2, 0, 3, 9) == 3
+
+
+def test_chunks_take_turns_and_give_them_back() -> None:
+    """Of its stages 1, 4 and 6 a worker takes the last one first."""
+    pieces = order("gpipe", 2, 0, 3, 1)
+    turned = in_turns(pieces, [1, 4, 6], [0, 2, 6, 3, 1, 5, 4])
+    assert [piece.chunk for piece in turned] == [2, 0, 1, 1, 0, 2]
+    assert in_turns(pieces, [1, 4, 6], range(7)) == pieces
