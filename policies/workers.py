@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from ..results.errors import InputError, WorkerFailedError
-from ..sim.plan import PlanError
-from ..sim.spec import Scenario
-from . import make_policy
+from ..results.errors import WorkerFailedError
+from .search_goal import Goal
 
 START_S = 1.0
 """About what a new process costs. Workers start once so much time was spent evaluating here: rent, then buy."""
@@ -27,25 +26,8 @@ AHEAD = 2
 
 ENDED = "a worker of the search ended; was it killed, or is memory short?"
 
-Outcome = tuple[float | None, str]
-"""Value of a trial; or None, and the reason why there is none."""
-
-
-def evaluate(scenario: Scenario, seed: int, name: str, values: dict[str, Any]) -> Outcome:
-    """The objective of one policy by the engine, or the reason why there is none.
-
-    Raises:
-        PlanError: the policy answered with an invalid plan: its bug, and no property of the scenario.
-    """
-    from ..sim.engine import objective_value
-
-    try:
-        policy = make_policy(name, values)
-        return objective_value(scenario, policy, seed=seed, launches=scenario.sampling.search_launches), ""
-    except PlanError:
-        raise
-    except InputError as error:
-        return None, str(error)
+Task = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function of the goal and its other arguments, as they travel to a worker."""
 
 
 @dataclass(slots=True)
@@ -61,14 +43,14 @@ class Worker:
 class Evaluator:
     """Evaluates batches of trials; the outcomes come in the order of the batch, whoever made them."""
 
-    def __init__(self, scenario: Scenario, seed: int, workers: int, start_s: float = START_S) -> None:
-        self._arguments = (scenario, seed)
+    def __init__(self, goal: Goal, workers: int, start_s: float = START_S) -> None:
+        self._goal = goal
         self._count = workers
         self._patience_s = start_s
         self._workers: list[Worker] = []
         self._waiting: deque[int] = deque()
-        self._batch: list[tuple[str, dict[str, Any]]] = []
-        self._outcomes: dict[int, Outcome] = {}
+        self._batch: list[Task] = []
+        self._outcomes: dict[int, Any] = {}
 
     def __enter__(self) -> Evaluator:
         """Start with no worker."""
@@ -83,17 +65,17 @@ class Evaluator:
             worker.process.join()
             worker.process.close()
 
-    def submit(self, name: str, values: dict[str, Any]) -> None:
-        """Add a trial to the batch, and hand it to a worker that has room."""
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Add ``function(goal, *arguments)`` to the batch, and hand it to a worker that has room."""
         self._waiting.append(len(self._batch))
-        self._batch.append((name, values))
+        self._batch.append((function, arguments))
         self._exchange()
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[Any]:
         """The outcomes of the batch, in the order of :meth:`submit`; an empty batch begins.
 
         Raises:
-            PlanError: see :func:`evaluate`; the same for whatever else an evaluation raised.
+            PlanError: a policy answered with an invalid plan; the same for whatever else an evaluation raised.
             WorkerFailedError: a worker was killed.
         """
         while len(self._outcomes) < len(self._batch):
@@ -108,10 +90,11 @@ class Evaluator:
 
     def _evaluate_here(self, place: int) -> None:
         started = time.perf_counter()
-        self._outcomes[place] = evaluate(*self._arguments, *self._batch[place])
+        function, arguments = self._batch[place]
+        self._outcomes[place] = function(self._goal, *arguments)
         self._patience_s -= time.perf_counter() - started
         if self._patience_s < 0 and not self._workers:
-            self._workers = [_start(*self._arguments) for _ in range(self._count)]
+            self._workers = [_start(self._goal) for _ in range(self._count)]
 
     def _exchange(self) -> None:
         """Take what the workers have done, and hand on what waits."""
@@ -138,16 +121,16 @@ class Evaluator:
         worker.ready = True
 
 
-def _start(scenario: Scenario, seed: int) -> Worker:
+def _start(goal: Goal) -> Worker:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, scenario, seed), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, goal), daemon=True)
     process.start()
     theirs.close()
     return Worker(process, ours, ready=False, holds=[])
 
 
-def _serve(pipe: Connection, scenario: Scenario, seed: int) -> None:
+def _serve(pipe: Connection, goal: Goal) -> None:
     """A worker's life: say that it is up, answer trial after trial, end with the pipe."""
     import importlib
     import signal
@@ -157,18 +140,17 @@ def _serve(pipe: Connection, scenario: Scenario, seed: int) -> None:
     try:
         pipe.send(None)
         while True:
-            name, values = pipe.recv()
-            pipe.send(_answer(scenario, seed, name, values))
+            pipe.send(_answer(goal, *pipe.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
 
-def _answer(scenario: Scenario, seed: int, name: str, values: dict[str, Any]) -> Outcome | Exception:
-    """The outcome, or what was raised: the parent raises it again."""
+def _answer(goal: Goal, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """What the function gives, or what it raised: the parent raises it again."""
     import pickle
 
     try:
-        return evaluate(scenario, seed, name, values)
+        return function(goal, *arguments)
     except Exception as error:  # noqa: BLE001 - sent to the parent, not swallowed
         try:
             pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes

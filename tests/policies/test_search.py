@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 from steelyard.policies import DEFAULTS, make_policy, policy_from_text
 from steelyard.policies.search import SearchResult, TrialRow, distinct_plans, search, write_best
-from steelyard.policies.workers import Evaluator, _answer, evaluate
+from steelyard.policies.search_goal import Goal
+from steelyard.policies.workers import Evaluator, _answer
 from steelyard.results.errors import InputError
 from steelyard.sim.engine import objective_value
 from steelyard.sim.plan import Infeasible, PlanError
@@ -90,13 +91,14 @@ def test_workers_give_what_this_process_gives(small: Document) -> None:
     """Workers from the first trial on; enough trials that they get some."""
     scenario = scenario_from(small)
     trials = [("throughput", {"gamma": number / 20}) for number in range(40)]
-    expected = [evaluate(scenario, 3, *trial) for trial in trials]
-    with Evaluator(scenario, 3, workers=2, start_s=0.0) as evaluator:
-        evaluator.submit(*trials[0])
+    goal = Goal.of(scenario, 3)
+    expected = [goal.evaluate(*trial) for trial in trials]
+    with Evaluator(goal, workers=2, start_s=0.0) as evaluator:
+        evaluator.submit(Goal.evaluate, *trials[0])
         assert evaluator.outcomes() == expected[:1]
         _wait_until_ready(evaluator)
         for trial in trials:
-            evaluator.submit(*trial)
+            evaluator.submit(Goal.evaluate, *trial)
         assert evaluator._waiting != evaluator._batch  # some are with the workers
         assert any(worker.holds for worker in evaluator._workers)
         assert evaluator.outcomes() == expected
@@ -104,8 +106,8 @@ def test_workers_give_what_this_process_gives(small: Document) -> None:
 
 def test_a_killed_worker_is_named_and_leaves_nothing_behind(small: Document) -> None:
     scenario = scenario_from(small)
-    with Evaluator(scenario, 3, workers=1, start_s=0.0) as evaluator:
-        evaluator.submit("uniform", {})
+    with Evaluator(Goal.of(scenario, 3), workers=1, start_s=0.0) as evaluator:
+        evaluator.submit(Goal.evaluate, "uniform", {})
         evaluator.outcomes()
         _wait_until_ready(evaluator)
         process = evaluator._workers[0].process
@@ -121,11 +123,12 @@ def test_a_killed_worker_is_named_and_leaves_nothing_behind(small: Document) -> 
 
 ORPHAN = """
 import json, sys, time
+from steelyard.policies.search_goal import Goal
 from steelyard.policies.workers import Evaluator
 from steelyard.sim.spec import scenario_from
 if __name__ == "__main__":
-    with Evaluator(scenario_from(json.loads(sys.argv[1])), 3, workers=1, start_s=0.0) as evaluator:
-        evaluator.submit("uniform", {})
+    with Evaluator(Goal.of(scenario_from(json.loads(sys.argv[1])), 3), workers=1, start_s=0.0) as evaluator:
+        evaluator.submit(Goal.evaluate, "uniform", {})
         evaluator.outcomes()
         print(evaluator._workers[0].process.pid, flush=True)
         time.sleep(600)
@@ -167,7 +170,7 @@ def test_an_invalid_plan_is_the_policys_bug_and_ends_the_search(
     monkeypatch.setattr("sys.path", [*sys.path])
     with pytest.raises(PlanError, match="31 samples, the global batch is 32"):
         search(scenario, policies=[f"{module}:Wrong"], workers=0)
-    told = _answer(scenario, 1, f"{module}:Wrong", {})
+    told = _answer(Goal.of(scenario, 1), Goal.evaluate, (f"{module}:Wrong", {}))
     assert isinstance(told, PlanError), "a worker hands the error to its parent"
 
 
