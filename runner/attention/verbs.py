@@ -1,0 +1,81 @@
+"""The verbs of ``steelyard attention``: train the weights, tune the parameters, and score both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+attention = typer.Typer(no_args_is_help=True, help="Train, tune and score the attention policies.")
+
+Out = Annotated[Path | None, typer.Option(help="JSON file to write.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the clusters.")]
+
+
+@attention.command()
+def train(
+    seed: Seed = 0,
+    worlds: Annotated[int, typer.Option(min=8, help="Training clusters.")] = 160,
+    steps: Annotated[int, typer.Option(min=1, help="Of gradient descent.")] = 300,
+    out: Out = None,
+) -> None:
+    """Train the weights of attention-trained on random clusters (needs torch)."""
+    from .training import train as fit
+
+    found = fit(seed=seed, worlds=worlds, steps=steps, report=lambda line: typer.echo(line, err=True))
+    _give(found.document, out)
+
+
+@attention.command()
+def tune(
+    seed: Seed = 0,
+    worlds: Annotated[int, typer.Option(min=4, help="Training clusters.")] = 60,
+    trials: Annotated[int, typer.Option(min=1, help="Per policy.")] = 120,
+    out: Out = None,
+) -> None:
+    """Look for the best parameters of attention and attention-heads on random clusters, with Optuna."""
+    from .tuning import tune as look
+
+    _give(look(seed=seed, worlds=worlds, trials=trials), out)
+
+
+@attention.command()
+def score(
+    seed: Seed = 7,
+    each: Annotated[int, typer.Option(min=1, help="Clusters of each family.")] = 8,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")] = False,
+    out: Out = None,
+) -> None:
+    """Compare attention with the exact split on clusters that it has not seen."""
+    from rich.console import Console
+
+    from ..show import print_table
+    from .scoring import score as judge
+
+    document = judge(seed=seed, each=each)
+    console = Console(stderr=as_json)
+    print_table(console, [_row(row) for row in document["rows"]], f"{document['scenarios']} clusters")
+    for family in document["families"]:
+        rows = [_row({"policy": label, **found}) for label, found in family["policies"].items()]
+        print_table(console, rows, f"{family['family']}: {family['summary']}" + (", trained" * family["trained"]))
+    if as_json or out is not None:
+        _give(document, out)
+
+
+def _row(found: dict[str, Any]) -> dict[str, Any]:
+    """Shares in percent."""
+    percent = {f"{key} %": f"{100 * found[key]:.1f}" for key in ("median", "p10", "worst", "at_optimum")}
+    extra = {"decision ms": found["decision_ms"]} if "decision_ms" in found else {}
+    return {"policy": found["policy"], **percent, **extra}
+
+
+def _give(document: dict[str, Any], out: Path | None) -> None:
+    from ...results.store import write_text
+
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)
