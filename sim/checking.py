@@ -71,6 +71,9 @@ def _input_error(model: type[BaseModel], error: ValidationError, where: str, pre
         return InputError(path, "unknown key", _near_key(model, first["loc"]))
     if kind == "missing":
         return InputError(path, "is missing", MISSING.get(str(first["loc"][-1]), f"add {first['loc'][-1]} = ..."))
+    if kind == "value_error" and isinstance(context["error"], InputError):  # it names its own path
+        own: InputError = context["error"]
+        return InputError(prefix + own.path, own.problem, own.mend)
     if kind == "value_error":
         problem, _, mend = str(context["error"]).partition("; ")
         return InputError(path, problem, mend)

@@ -15,6 +15,7 @@ from .memory import Group, groups, pieces
 from .network import NOTHING, Transfer, network_of
 from .plan import Plan, Stage
 from .program import Beside, Gather, Job, Loader, Program, Send, Sync, Worker
+from .pull import pooled
 from .roofline import LEAST_S
 from .schedule import deal_samples
 from .spec import Scenario
@@ -49,6 +50,8 @@ def compile_plan(scenario: Scenario, plan: Plan, *, apart: bool = False, folded:
         apart: whether every device is a member of its own (noise makes equal devices differ).
         folded: whether one of the pipelines that are images of each other stands for all of them (without noise).
     """
+    if plan.dispatch == "pull":
+        return replace(_Compiler(scenario, pooled(plan), apart=True, folded=False).program(), pulled=True)
     compiler = _Compiler(scenario, plan, apart=apart, folded=folded)
     program = compiler.program()
     if not program.stands_for:

@@ -13,7 +13,7 @@ from . import memory
 from .checking import validate
 from .device import Device
 from .memory import groups, positions
-from .schedule import deal_samples
+from .schedule import Kind, deal_samples
 from .spec import Scenario
 from .workload import Name, Spec, Workload
 
@@ -51,6 +51,10 @@ class Pipeline(Spec):
 
     stages: Annotated[list[Stage], Field(min_length=1)]
     micro_batches: Annotated[list[Samples], Field(min_length=1)]
+    order: Annotated[list[int] | None, Field(exclude_if=lambda value: value is None)] = None
+    """Numbers of the stages in the order in which devices that hold several of them take them, with gpipe and
+    accumulate; the backward pass goes the other way. None: the order of the layers (and then no key of the document).
+    """
 
     @property
     def samples(self) -> int:
@@ -69,7 +73,7 @@ class Plan(Spec):
     """A set of pipelines, and how they run."""
 
     pipelines: Annotated[list[Pipeline], Field(min_length=1)]
-    schedule: Literal["gpipe", "1f1b", "interleaved"] = "gpipe"
+    schedule: Kind = "gpipe"
     zero: Annotated[int, Field(ge=0, le=3)] = 0
     """What is sharded over the devices that hold the same layers (Rajbhandari et al. 2020): 1 optimizer states, 2 also
     gradients, 3 also weights."""
@@ -146,6 +150,7 @@ class Plan(Spec):
         """Whether it is data parallel as :meth:`data_parallel` makes it: nothing sharded, nothing recomputed."""
         return (
             self.is_data_parallel
+            and self.dispatch == "static"
             and not self.zero
             and all(
                 each.stages[0].recompute == "none"
@@ -197,22 +202,45 @@ class Plan(Spec):
         for index, pipeline in enumerate(self.pipelines):
             _check_layers(pipeline, len(scenario.workload.layers), f"pipelines.{index}")
             _check_order(pipeline, self.schedule, f"pipelines.{index}")
+            _check_turns(pipeline, scenario.workload, f"pipelines.{index}")
             _check_degrees(pipeline, scenario.workload, f"pipelines.{index}")
         if self.zero == 3:
             self._check_gathering()
-        violation = memory.check(scenario.workload, devices, self)
+        self._check_loaders(scenario)
+        violation = memory.check(scenario.workload, devices, self.widest())
         if violation is not None:
             raise PlanError(*violation)
 
+    def _check_loaders(self, scenario: Scenario) -> None:
+        """An input pipeline loads what it knows will be asked for."""
+        node_of, nodes = scenario.cluster.node_of, scenario.cluster.nodes
+        used = [nodes[node_of[name]] for pipeline in self.pipelines for name in pipeline.devices]
+        loading = next((node for node in used if node.loader_samples_per_s is not None), None)
+        if self.dispatch == "pull" and loading is not None:
+            problem = f"is pull, and {loading.name!r} has loader_samples_per_s: not simulated together"
+            raise PlanError("dispatch", problem, "use static")
+
+    def widest(self) -> Self:
+        """The plan in which each device has the largest micro-batch that it may come to take: what memory is for."""
+        if self.dispatch == "static":
+            return self
+        largest = max(size for pipeline in self.pipelines for size in pipeline.micro_batches)
+        pipelines = [
+            pipeline.model_copy(update={"micro_batches": [largest, *pipeline.micro_batches]})
+            for pipeline in self.pipelines
+        ]
+        return self.model_copy(update={"pipelines": pipelines})
+
     def _check_modes(self) -> None:
         """What can be written down but not simulated, and what contradicts itself."""
-        if self.dispatch != "static":
-            raise PlanError("dispatch", f"{self.dispatch!r} is not simulated yet", "use static")
         if self.deal != "count":
             problem = f"{self.deal!r} needs samples of different lengths, which workloads do not have yet"
             raise PlanError("deal", problem, "use count")
         if self.sync_every > 1 and self.zero:
             raise PlanError("sync_every", "is above 1 with sharded states", "use zero = 0 or sync_every = 1")
+        if self.dispatch == "pull" and (self.zero or self.sync_every > 1 or not self.is_data_parallel):
+            problem = "is pull, which needs whole models on single devices, nothing sharded, and sync_every = 1"
+            raise PlanError("dispatch", problem, "use static")
         if self.state_shares is not None and not self.zero:
             raise PlanError("state_shares", "are given and zero is 0", "use zero = 1, 2 or 3, or leave them out")
 
@@ -222,6 +250,8 @@ class Plan(Spec):
         first_of: dict[int, int] = {}
         rounds = positions(self.pipelines[0])
         for index, pipeline in enumerate(self.pipelines):
+            if pipeline.order != self.pipelines[0].order:
+                raise PlanError(f"pipelines.{index}.order", "is not its peers', with zero = 3", "use one order for all")
             if self.schedule == "interleaved" and positions(pipeline) != rounds:
                 problem = "goes round other numbers of devices than its peers, with zero = 3"
                 raise PlanError(f"pipelines.{index}.stages", problem, "interleave all pipelines alike, or zero = 2")
@@ -307,9 +337,16 @@ def _check_groups(pipeline: Pipeline, path: str) -> None:
 
 
 def _check_order(pipeline: Pipeline, schedule: str, path: str) -> None:
-    """Whether the schedule has an order for the pipeline's stages and micro-batches."""
+    """Whether the schedule has an order for the pipeline's stages and micro-batches.
+
+    GPipe and accumulation have one wherever devices recur: see :func:`.schedule.order`.
+    """
     places = positions(pipeline)
     workers, chunks = max(places) + 1, {len(group.stages) for group in groups(pipeline)}
+    if schedule in ("gpipe", "accumulate"):
+        return
+    if pipeline.order is not None:
+        raise PlanError(f"{path}.order", f"is given, and the schedule is {schedule}", "use gpipe, or leave it out")
     if chunks == {1}:
         if schedule == "interleaved" and workers > 1:
             raise PlanError(f"{path}.stages", "have no device that recurs, and the schedule is interleaved", "use 1f1b")
@@ -319,9 +356,22 @@ def _check_order(pipeline: Pipeline, schedule: str, path: str) -> None:
     apart = any(len({places[stage] for stage in group.stages}) > 1 for group in groups(pipeline))
     if apart or len(chunks) > 1 or places != [number % workers for number in range(len(places))]:
         raise PlanError(f"{path}.stages", "do not go round the same devices", "repeat them in one order, as often each")
-    if schedule == "interleaved" and len(pipeline.micro_batches) % workers:
+    if len(pipeline.micro_batches) % workers:
         problem = f"are {len(pipeline.micro_batches)}, no multiple of the {workers} groups of devices (interleaved)"
         raise PlanError(f"{path}.micro_batches", problem, "use a multiple")
+
+
+def _check_turns(pipeline: Pipeline, workload: Workload, path: str) -> None:
+    """Whether the order of the stages, where one is given, has each once and after all that it reads."""
+    if pipeline.order is None:
+        return
+    if sorted(pipeline.order) != list(range(len(pipeline.stages))):
+        raise PlanError(f"{path}.order", f"does not name each of {len(pipeline.stages)} stages once", "name each once")
+    turn = {stage: number for number, stage in enumerate(pipeline.order)}
+    for edge in workload.stage_edges(tuple(stage.first for stage in pipeline.stages)):
+        if turn[edge.source] > turn[edge.target]:
+            problem = f"has stage {edge.target} before stage {edge.source}, which it reads"
+            raise PlanError(f"{path}.order", problem, "let each stage come after those that it reads")
 
 
 def _check_degrees(pipeline: Pipeline, workload: Workload, path: str) -> None:

@@ -153,6 +153,8 @@ class Program:
     sync_every: int = 1
     fidelity: Fidelity = "datasheet"
     """The weakest among the devices that work."""
+    pulled: bool = False
+    """Whether the micro-batches of each worker are those of all, and go to whoever is free (:mod:`.pull`)."""
     stands_for: dict[str, str] = field(default_factory=dict)
     """Per device of a folded pipeline, the device whose events are its own too."""
 

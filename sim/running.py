@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .program import Job, Worker
+from ..results.errors import InputError
+from .program import Job, Program, Worker
 from .schedule import Piece
 
 Row = tuple[int, int, int, str, int, int, int, str, float, float, int]
 """In the order of :data:`steelyard.results.record.EVENT_COLUMNS`."""
 NO_PIECE = Piece(False, -1, -1)
 """Work that belongs to no micro-batch."""
+MAX_SEGMENTS = 5_000_000
+"""Intervals that one run may hold: they are kept in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +96,15 @@ class Recorder:
         self.rows.append(
             (self.launch, 0, step, name, worker.pipeline, stage, piece.micro_batch, kind, start, end, count)
         )
+
+
+def check_size(program: Program, launches: int, steps: int) -> None:
+    """Whether a run can be kept in memory.
+
+    Raises:
+        InputError: it has more events than that.
+    """
+    segments = launches * steps * program.segments
+    if segments > MAX_SEGMENTS:
+        problem = f"asks for {segments} events, at most {MAX_SEGMENTS}"
+        raise InputError("sampling", problem, "lower sampling.launches or sampling.steps")

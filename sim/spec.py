@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..results.errors import InputError
 from ..results.store import read_text
 from .checking import first_line, shown, validate
 from .device import Cluster, Device, Link, Node
+from .disturbances import Disturbance, Rebalance, check_disturbances
 from .sources import check_sources
 from .workload import Model, Name, NonNegative, Positive, Spec, Whole, Workload
 
@@ -30,7 +31,7 @@ Resolver = Callable[[dict[str, Any], Path | None], dict[str, Any]]
 class Objective(Spec):
     """What a search makes as large (or small) as it can."""
 
-    metric: Literal["throughput", "step_time_p90", "cost", "energy"] = "throughput"
+    metric: Literal["throughput", "step_time_p90", "cost", "energy", "memory_headroom"] = "throughput"
     least_throughput_samples_per_s: Positive | None = None
     """Plans that are slower do not count."""
     most_cost_usd_per_million_samples: Positive | None = None
@@ -151,11 +152,20 @@ class Scenario(Spec):
     sampling: Sampling = Sampling()
     variation: Variation = Variation()
     faults: Faults | None = None
+    disturbances: Annotated[list[Disturbance], Field(max_length=10_000)] = Field(default_factory=list)
+    """What happens to devices in the midst of a run: it is then simulated as a whole, changes of plan included."""
+    rebalance: Rebalance | None = None
+    """When adaptive policies are asked again; None: never, unless a device of the plan is lost."""
     energy: Energy = Energy()
     calibration: Calibrating = Calibrating()
     replay: Replay = Replay()
     training: Training = Training()
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+    @model_validator(mode="after")
+    def _disturbed(self) -> Self:
+        check_disturbances(self.disturbances, self.cluster)
+        return self
 
 
 def load_scenario(path: str | Path, settings: Iterable[str] = (), resolve: Resolver | None = None) -> Scenario:
@@ -181,7 +191,23 @@ def scenario_from(document: Mapping[str, Any], folder: Path | None = None) -> Sc
     """Validate a scenario document after replacing its references to the catalog by what they name."""
     if not isinstance(document, Mapping):
         raise InputError("scenario", "is not a table", "start from `steelyard init`")
-    return validate(Scenario, expand(dict(document), folder), "scenario")
+    scenario = validate(Scenario, expand(dict(document), folder), "scenario")
+    _check_profiles(scenario)
+    return scenario
+
+
+def _check_profiles(scenario: Scenario) -> None:
+    """Refuse a profile by layers of another workload: its owner would get datasheet times and not know."""
+    from .cost import layer_profile_of
+
+    workload = scenario.workload
+    for device in scenario.cluster.devices:
+        found = device.layer_profile
+        if found is not None and layer_profile_of(device, workload) is None:
+            ran = f"{found.model}, {len(found.points[0].forward_s)} layers, {found.sequence_length}, {found.dtype}"
+            here = f"{workload.model.name}, {len(workload.layers)} layers, {workload.sequence_length}, {workload.dtype}"
+            problem = f"was measured of {ran}, the workload is {here}"
+            raise InputError(f"cluster: {device.name}: layer_profile", problem, "make them equal, or leave it out")
 
 
 def read_document(path: str | Path) -> tuple[dict[str, Any], Path | None]:

@@ -34,19 +34,22 @@ def summarise(
     guessed_share: float = 0.0,
     goodput: Goodput | None = None,
     why: Bottleneck | str = "",
+    pace_s: float | None = None,
 ) -> Summary:
     """The summary of a run, simulated or measured, from its step times and ledgers.
 
     ``median_interval_s`` is by default the span from p10 to p90 of the launches' medians: where the median of one fresh
-    launch is expected. ``why`` is what binds, or the reason why that was not looked into.
+    launch is expected. ``why`` is what binds, or the reason why that was not looked into. ``pace_s`` is what a step
+    comes to where steps differ in kind (a run that changes its plan: all its time over its steps); else the median.
     """
     workload = scenario.workload
+    pace_s = step_time.p50 if pace_s is None else pace_s
     if not math.isfinite(bound_s):
         bound_s = 0.0  # no policy can split the batch, yet a plan written by hand runs: nothing is known but zero
     if median_interval_s is None:
         spread = quantiles(launch_medians)
         median_interval_s = (spread.p10, spread.p90)
-    throughput = workload.global_batch / step_time.p50
+    throughput = workload.global_batch / pace_s
     used = [name for name, ledger in devices.items() if ledger.samples]
     peaks = sum(device.peak(workload.dtype) for device in scenario.cluster.devices)
     share = goodput.share if goodput is not None else 1.0
@@ -68,7 +71,7 @@ def summarise(
         carbon_kg_per_million_samples=energy.carbon_kg_per_million_samples(scenario, energy_j),
         cost_usd_per_million_samples=energy.cost_usd_per_million_samples(scenario, throughput * share, used),
         lower_bound_step_time_s=bound_s,
-        gap_to_bound=step_time.p50 / bound_s - 1 if bound_s > 0 else 0.0,
+        gap_to_bound=pace_s / bound_s - 1 if bound_s > 0 else 0.0,
         work_bound_step_time_s=work_bound_s,
         critical_path=" ".join(filter(None, (critical_path(devices), why))) if isinstance(why, str) else why.line(),
         binding=None if isinstance(why, str) else why.document(),
@@ -85,7 +88,7 @@ def device_ledgers(
     names = [device.name for device in scenario.cluster.devices]
     wanted = {stand_in.get(name, name) for name in names}
     lines = ledgers(events, wanted, repeats=repeats, cycle=plan.sync_every)
-    samples, peaks = plan.samples(), memory.peak(scenario.workload, plan)
+    samples, peaks = plan.samples(), memory.peak(scenario.workload, plan.widest())
     return {
         name: lines[stand_in.get(name, name)].model_copy(
             update={
@@ -95,6 +98,12 @@ def device_ledgers(
         )
         for name in names
     }
+
+
+def headroom(scenario: Scenario, plan: Plan) -> float:
+    """The least share of its memory that a device of a plan has left at its peak."""
+    devices, peaks = scenario.cluster.by_name, memory.peak(scenario.workload, plan.widest())
+    return min(1 - peak.total / devices[name].memory_bytes for name, peak in peaks.items())
 
 
 def guessed_share(program: Program) -> float:

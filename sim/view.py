@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,11 @@ from typing import Any, Protocol, Self, runtime_checkable
 from ..results.record import PolicyRecord
 from . import cost
 from .device import Cluster, Device
+from .disturbances import Rebalance, slowed, without
+from .moving import Change, change
 from .network import network_of
 from .plan import Plan, PlanError
-from .spec import Objective, Scenario
+from .spec import Faults, Objective, Scenario
 from .workload import Workload
 
 
@@ -74,22 +76,55 @@ class View:
     objective: Objective = field(default_factory=Objective)
     seed: int = 0
     steps_left: int | None = None
+    """Steps that are still to be done; None: nobody knows."""
     current: Plan | None = None
-    change_s: float = 0.0
-    """Seconds that leaving the current plan would cost."""
+    """The plan so far, devices that are lost since included; None at the start."""
+    rebalance: Rebalance | None = None
+    """When the policy is asked again, and what a change costs; None: never."""
+    changes_left: int | None = None
+    """How often it may still change the plan of its own will; None: nobody counts."""
+    storage_bytes_per_s: float = 2e9
+    """What all devices together read of states that no device holds any more."""
     history: tuple[dict[str, Any], ...] = ()
-    """Measured steps so far, oldest first."""
+    """Measured steps so far, oldest first: ``step``, ``step_s``, ``sync_s`` (communication that the busiest device
+    waited for), ``plan_sha256``; per device ``samples``, ``compute_s`` (forward, backward, optimizer) and ``wait_s``.
+    """
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    """The plans of the past, the current one included, by the digest that the history names them by."""
 
     @classmethod
-    def of(cls, scenario: Scenario) -> Self:
-        """The view at the start of a run: every device alive, no past."""
+    def of(cls, scenario: Scenario, *, gone: Collection[str] = ()) -> Self:
+        """The view at the start of a run: every device alive (but those gone), no past."""
+        cluster = without(scenario.cluster, gone)
         return cls(
-            devices=tuple(_device_view(device, scenario.workload) for device in scenario.cluster.devices),
+            devices=_devices(cluster, scenario.workload),
             workload=scenario.workload,
-            cluster=scenario.cluster,
+            cluster=cluster,
             objective=scenario.objective,
             seed=scenario.seed,
+            rebalance=scenario.rebalance,
+            changes_left=scenario.rebalance.at_most if scenario.rebalance else None,
+            storage_bytes_per_s=(scenario.faults or Faults()).storage_gb_per_s * 1e9,
         )
+
+    def slowed(self, factors: Mapping[str, float]) -> Self:
+        """The view that some devices give if all their work takes so many times as long: what a measurement taught.
+
+        A policy that knows nothing of the past plans for the present with it: ``inner.allocate(view.slowed(...))``.
+        """
+        cluster = slowed(self.cluster, factors)
+        fresh = {device.name: device for device in _devices(cluster, self.workload)}
+        return dataclasses.replace(self, cluster=cluster, devices=tuple(fresh[each.name] for each in self.devices))
+
+    def change_to(self, plan: Plan) -> Change:
+        """What going from the current plan to another costs, part by part."""
+        rules = self.rebalance or Rebalance()
+        storage = self.storage_bytes_per_s
+        return change(self.cluster, self.workload, self.current, plan, rules=rules, storage=storage)
+
+    def price_s(self, plan: Plan) -> float:
+        """Seconds that the training stands still to go from the current plan to another; 0 at the start of a run."""
+        return self.change_to(plan).seconds
 
     @property
     def global_batch(self) -> int:
@@ -110,6 +145,10 @@ class View:
         """The data-parallel plan that gives each device (in the view's order) so many samples."""
         names = (device.name for device in self.devices)
         return Plan.data_parallel(self.workload, dict(zip(names, samples, strict=True)))
+
+
+def _devices(cluster: Cluster, workload: Workload) -> tuple[DeviceView, ...]:
+    return tuple(_device_view(device, workload) for device in cluster.devices)
 
 
 def _device_view(device: Device, workload: Workload) -> DeviceView:

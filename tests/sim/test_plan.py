@@ -148,6 +148,9 @@ RECURRING = looped(["d0", "d1", "d0", "d1"])
     [
         {"pipelines": [RECURRING], "schedule": "interleaved"},
         {"pipelines": [RECURRING], "schedule": "gpipe"},
+        {"pipelines": [looped(["d0", "d1", "d0", "d2"])], "schedule": "gpipe"},
+        {"pipelines": [looped(["d0", "d1", "d1", "d0"])], "schedule": "gpipe"},
+        {"pipelines": [{**RECURRING, "order": [0, 1, 2, 3]}], "schedule": "gpipe"},
         {"pipelines": [looped(["d0", "d1", "d2", "d3"])], "schedule": "1f1b"},
         {"pipelines": [{**looped([]), "stages": [stage(0, 3, ["d0", "d1"]), stage(3, 4, ["d2"], ["d3"])]}]},
         {"pipelines": [whole("d0", [2]), whole("d1", [1, 1])], "zero": 2},
@@ -190,9 +193,19 @@ def test_shapes_that_are_valid(four: Scenario, document: Document) -> None:
             "do not go round",
         ),
         (
-            {"pipelines": [looped(["d0", "d1", "d0", "d2"])], "schedule": "gpipe"},
-            "pipelines.0.stages",
-            "do not go round",
+            {"pipelines": [{**RECURRING, "order": [0, 1, 2, 3]}], "schedule": "interleaved"},
+            "pipelines.0.order",
+            "the schedule is interleaved",
+        ),
+        (
+            {"pipelines": [{**RECURRING, "order": [0, 1, 2]}], "schedule": "gpipe"},
+            "pipelines.0.order",
+            "does not name each of 4 stages once",
+        ),
+        (
+            {"pipelines": [{**RECURRING, "order": [0, 2, 1, 3]}], "schedule": "gpipe"},
+            "pipelines.0.order",
+            "has stage 2 before stage 1, which it reads",
         ),
         (
             {"pipelines": [{**RECURRING, "micro_batches": [2, 1, 1]}], "schedule": "interleaved"},
@@ -263,7 +276,7 @@ def test_shapes_that_are_valid(four: Scenario, document: Document) -> None:
             "state_shares",
             "lack 'd1'",
         ),
-        ({"pipelines": [whole("d0", [4])], "dispatch": "pull"}, "dispatch", "is not simulated yet"),
+        ({"pipelines": [whole("d0", [4])], "dispatch": "pull", "zero": 1}, "dispatch", "nothing sharded"),
         ({"pipelines": [whole("d0", [4])], "deal": "tokens"}, "deal", "different lengths"),
         ({"pipelines": [whole("d0", [4], last=3)]}, "pipelines.0.stages", "cover 3 layers"),
         ({"pipelines": [whole("d9", [4])]}, "pipelines.0", "'d9' is no device"),

@@ -1,0 +1,171 @@
+"""What adaptive policies share: what the past says of the devices, and whether a change of plan is worth its price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..sim import cost
+from ..sim.plan import Plan, Stage
+from ..sim.schedule import deal_samples
+from ..sim.view import View
+
+LEAST_S = 1e-15
+"""Work that takes no longer tells nothing of a device."""
+TREND = 8
+"""Steps that a drift shows in."""
+STRAIGHT = 0.95
+FLAT = 1e-3
+"""Relative spread of values that do not drift."""
+
+
+def slow_factors(view: View, weight: float) -> dict[str, float]:
+    """How many times as long as estimated each device's work will take: :func:`predicted` from the past.
+
+    Args:
+        view: with the past; entries whose plan it does not hold say how many samples a device had, and no more: they
+            count for whole models (data parallel).
+        weight: of the newest step; 1 takes it alone.
+
+    Returns:
+        Devices that never worked are missing.
+    """
+    expected = {digest: expected_s(view, plan) for digest, plan in view.plans.items()}
+    whole = {device.name: device for device in view.devices}
+    found: dict[str, list[float]] = {}
+    for entry in view.history:
+        known = expected.get(entry.get("plan_sha256", ""))
+        for name, past in entry["devices"].items():
+            if name in whole and past["samples"]:
+                estimate = known.get(name, 0.0) if known is not None else whole[name].step_s(past["samples"])
+                if estimate > LEAST_S and past["compute_s"] > LEAST_S:
+                    found.setdefault(name, []).append(past["compute_s"] / estimate)
+    ahead = steps_ahead(view)
+    return {name: predicted(series, weight, ahead) for name, series in found.items()}
+
+
+def predicted(series: Sequence[float], weight: float, ahead: float) -> float:
+    """What a measured quantity will be: its exponential moving average, or where it drifts, its line carried on.
+
+    A drift is a straight line through the last :data:`TREND` values to :data:`STRAIGHT` of their variance, which a
+    jump among them is not. It is carried on by ``ahead`` steps, but to no more than twice or half the last value.
+
+    Args:
+        series: oldest first, at least one.
+        weight: of the newest in the average; 1 takes it alone.
+        ahead: steps.
+    """
+    average = series[0]
+    for value in series[1:]:
+        average = weight * value + (1 - weight) * average
+    slope = _drift(series[-TREND:])
+    return min(max(series[-1] + slope * ahead, series[-1] / 2), 2 * series[-1]) if slope else average
+
+
+def _drift(values: Sequence[float]) -> float:
+    """The slope of a straight line through some values; 0 where they lie on none."""
+    if len(values) < TREND:
+        return 0.0
+    places = np.arange(len(values)) - (len(values) - 1) / 2
+    away = np.array(values) - float(np.mean(values))
+    slope = float((places * away).sum() / (places**2).sum())
+    spread = float((away**2).sum())
+    flat = spread <= len(values) * (FLAT * values[-1]) ** 2
+    return slope if not flat and slope**2 * float((places**2).sum()) > STRAIGHT * spread else 0.0
+
+
+def steps_ahead(view: View) -> float:
+    """How far to look ahead: half of the steps that each of the changes that are left has to last."""
+    return _pace(view) / 2
+
+
+def _pace(view: View) -> float:
+    if view.steps_left is None or view.changes_left is None:
+        return 0.0
+    return view.steps_left / (view.changes_left + 1)
+
+
+def expected_s(view: View, plan: Plan) -> dict[str, float]:
+    """Seconds of forward, backward and optimizer in a step that the estimates give each device of a plan.
+
+    Devices that the view does not have are left out. States that are sharded are taken to be updated in equal shares.
+    """
+    holders: dict[int, int] = {}
+    for pipeline in plan.pipelines:
+        for stage in pipeline.stages:
+            holders[stage.first] = holders.get(stage.first, 0) + len(stage.replicas)
+    found: dict[str, float] = {}
+    for pipeline in plan.pipelines:
+        for stage in pipeline.stages:
+            share = 1 / holders[stage.first] if plan.zero else 1.0
+            for number, names in enumerate(replica.devices for replica in stage.replicas):
+                sizes = _dealt(stage, number, pipeline.micro_batches)
+                for name in names:
+                    if name in view.cluster.by_name:
+                        found[name] = found.get(name, 0.0) + _work_s(view, name, stage, sizes, (len(names), share))
+    return found
+
+
+def _dealt(stage: Stage, number: int, sizes: Sequence[int]) -> dict[int, int]:
+    """How often one of a stage's replicas gets how many samples."""
+    shares = [replica.share for replica in stage.replicas]
+    found: dict[int, int] = {}
+    for size in set(sizes):
+        own = deal_samples(size, shares)[number]
+        found[own] = found.get(own, 0) + sizes.count(size)
+    return found
+
+
+def _work_s(view: View, name: str, stage: Stage, sizes: Mapping[int, int], how: tuple[int, float]) -> float:
+    """A device's work on a stage in a step: micro-batches by size, tensor degree and share of the update."""
+    device, (degree, share) = view.cluster.by_name[name], how
+    total = cost.update_s(device, view.workload, stage.first, stage.last, tensor_degree=degree, share=share)
+    for samples, count in sizes.items():
+        if samples:
+            times = cost.stage_time(
+                device,
+                view.workload,
+                stage.first,
+                stage.last,
+                samples,
+                tensor_degree=degree,
+                sequence_parallel=stage.sequence_parallel,
+                recompute=stage.recompute,
+            )
+            total += count * (times.forward_s + times.backward_s)
+    return total
+
+
+def must_change(view: View) -> bool:
+    """Whether the plan so far cannot go on: there is none, or one of its devices is gone."""
+    return view.current is None or any(name not in view.cluster.by_name for name in view.current.samples())
+
+
+def worth_it(view: View, plan: Plan, *, now_s: float, then_s: float, hysteresis: float, least_gain: float) -> bool:
+    """Whether a change saves more time over the steps that are left than ``hysteresis`` times its price.
+
+    Args:
+        view: knows the price, and how many steps are left (where nobody knows: as many as there were).
+        plan: the plan to come.
+        now_s: a step of the plan so far, as predicted.
+        then_s: a step of the plan to come, as predicted.
+        hysteresis: how many times its price a change must save.
+        least_gain: share of the step that it must save besides; more soon after a change, for there are only so many.
+    """
+    if must_change(view):
+        return True
+    left = view.steps_left if view.steps_left is not None else max(1, len(view.history))
+    saving = now_s - then_s
+    return saving > _least(view, least_gain) * now_s and saving * left > hysteresis * view.price_s(plan)
+
+
+def _least(view: View, least_gain: float) -> float:
+    """The share of a step that a change must save: more, up to a quarter, where changes come faster than they last."""
+    digest = view.current.sha256 if view.current is not None else ""
+    since = 0
+    for entry in reversed(view.history):
+        if entry.get("plan_sha256", digest) != digest:
+            break
+        since += 1
+    return max(least_gain, min(0.25, least_gain * _pace(view) / max(since, 1)))
