@@ -19,10 +19,14 @@ import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+from ..sim.curve import Curve, Line
 from ..sim.plan import Infeasible, Plan
+from ..sim.roofline import Identity
 from ..sim.view import DeviceView, View
+from .surroundings import surroundings
 
 
 @dataclass(frozen=True)
@@ -77,21 +81,32 @@ def searchable(policy: type) -> Mapping[str, Parameter]:
 def canonical(view: View) -> View:
     """The view with its devices in an order that their figures alone decide: the fastest first.
 
-    A policy that starts with it may break ties by place: renaming or reordering the devices of a cluster then changes
-    nothing but which of several equal devices does what.
+    Devices of equal times follow their other figures, those of their machines, and those of the ways to them. A policy
+    that starts with it may break ties by place: renaming or reordering the devices of a cluster then changes nothing
+    but which of several devices in like places does what.
     """
-    speeds = dict(zip(view.devices, view.speeds, strict=True))
-    return dataclasses.replace(
-        view, devices=tuple(sorted(view.devices, key=lambda each: (-speeds[each], *figures(each))))
-    )
+    keys = {each.name: (-speed, *figures(each)) for each, speed in zip(view.devices, view.speeds, strict=True)}
+    places = {key: place for place, key in enumerate(sorted(set(keys.values())))}
+    ranks = {name: places[key] for name, key in keys.items()}
+    around = surroundings(view.cluster, ranks)
+    ordered = sorted(view.devices, key=lambda each: (ranks[each.name], around.get(each.name, ())))
+    return dataclasses.replace(view, devices=tuple(ordered))
 
 
 def figures(device: DeviceView) -> tuple[object, ...]:
     """All that distinguishes a device but its name, as a sort key: larger figures and shorter times first."""
     limit = device.largest_micro_batch or 0
-    times = (device.cost.forward, device.cost.backward)
     key = (-device.peak_flops, -device.memory_bandwidth, -device.memory_bytes, -device.capacity, -limit)
-    return (*key, device.cost.optimizer_s, *(curve.at(2**power) for curve in times for power in range(16)))
+    times = (_sampled(Identity(device.cost.forward)), _sampled(Identity(device.cost.backward)))
+    return (*key, device.cost.optimizer_s, *times)
+
+
+@lru_cache(maxsize=1024)
+def _sampled(key: Identity) -> tuple[float, ...]:
+    """Times at powers of two; devices of a kind share their curve."""
+    curve = key.value
+    assert isinstance(curve, Line | Curve)
+    return tuple(curve.at(2**power) for power in range(16))
 
 
 def round_shares(view: View, shares: Sequence[float]) -> Plan:

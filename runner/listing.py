@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,27 @@ def listing(what: str, runs: Path) -> list[dict[str, Any]]:
             raise InputError(str(runs), "is not a folder", "give the folder that runs are written to")
         return [_run(path) for path in sorted(runs.glob("**/manifest.json")) if not path.parent.name.startswith(".")]
     raise InputError("list", f"{what!r} is unknown", f"one of {', '.join(KINDS)}")
+
+
+def more(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What a table says of an entry beside name, summary and source: a policy's parameters, ranges and defaults."""
+    described = entry["parameters"]
+    return {"parameters": "\n".join(map(_spoken, described))} if isinstance(described, list) else {}
+
+
+def _spoken(parameter: Mapping[str, Any]) -> str:
+    """A parameter in a line: its default, and what a search may try."""
+    line = f"{parameter['name']} = {_value(parameter['default'])}"
+    if "options" in parameter:
+        return f"{line}: {', '.join(map(_value, parameter['options']))}"
+    if "low" in parameter:
+        return f"{line}: {parameter['low']:g} to {parameter['high']:g}{', logarithmic' * parameter['log']}"
+    return f"{line}, not searched"
+
+
+def _value(value: Any) -> str:
+    """A value as ``--policy`` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _registry() -> dict[str, str]:
