@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := runner,demo,cluster,testing,dev
+EXTRAS := runner,demo,cluster,testing,dashboard,samplers,dev
 
 .PHONY: help venv demo test slow lint bench baselines publish validate clean
 

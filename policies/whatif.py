@@ -293,6 +293,7 @@ def _why(point: Point, objective: str, of: int) -> str:
         "step_time_p90": f"the least p90 step time, {-value:.6g} s",
         "cost": f"the least objective, {-value:.6g} USD per million samples",
         "energy": f"the least energy, {-value:.6g} J per million samples",
+        "memory_headroom": f"the most memory left, {value:.1%} on the fullest device",
     }[objective]
     return f"{figure}, of {of} feasible point{'' if of == 1 else 's'}"
 

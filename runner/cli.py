@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from ..results.errors import InputError, WorkerFailedError
+from .attention.verbs import attention
 
 app = typer.Typer(
     name="steelyard",
@@ -22,6 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(attention, name="attention")
 
 DONE, CRASH, BAD_INPUT, GATE_FAILED, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -242,6 +245,9 @@ def simulate(
     plan: Annotated[list[Path], typer.Option(help="A plan (JSON) to simulate as it is. Repeatable.")] = [],
     settings: Settings = [],
     seed: Seed = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Compare under so many seeds: one table, no run folders.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
     runs: RunsFolder = RUNS,
@@ -252,71 +258,73 @@ def simulate(
 
     loaded, notes = _load(scenario, settings, runs, force)
     names = _names(policy)
-    policies = policies_for(loaded, names) if names or not plan else []
+    policies = [*(policies_for(loaded, names) if names or not plan else []), *map(_fixed, plan)]
+    if seeds is not None:
+        return _studied(loaded, policies, seeds, seed, as_json)
     done: list[Any] = []
     try:
-        for each in [*policies, *map(_fixed, plan)]:
+        for each in policies:
             done.append(predict(loaded, each, seed=seed))
     except KeyboardInterrupt:
         _written(done, runs, notes)  # what is complete is kept; a mistake leaves nothing
         raise
     document = {"scenario": loaded.name, "runs": _written(done, runs, notes)}
     _emit_runs(document, as_json, done, f"{loaded.name}: predicted")
+    return None
 
 
 @app.command()
 def search(
-    scenario: ScenarioArgument,
+    scenario: Annotated[
+        list[str], typer.Argument(help="Scenario files, or names of shipped ones.", metavar="SCENARIO...")
+    ],
     policy: Names = [],
     trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of a resumed study included.")] = 200,
     settings: Settings = [],
     seed: Seed = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL, or a journal file.")] = None,
-    sampler: Annotated[str, typer.Option(help="Optuna sampler by name.")] = "tpe",
+    sampler: Annotated[str, typer.Option(help="Optuna sampler: tpe, random, nsgaii, qmc, cmaes or gp.")] = "tpe",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that evaluate trials.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The winner, as a policy file.")] = Path("best.toml"),
+    objective: Annotated[
+        str, typer.Option(help="Objectives, comma-separated: several give a Pareto front. Default: the scenario's.")
+    ] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Simulate the noise of so many seeds.")] = 1,
+    robust: Annotated[str | None, typer.Option(help="Over scenarios and seeds: mean (the default) or worst.")] = None,
+    pruner: Annotated[
+        str, typer.Option(help="Give up hopeless trials: bound, median, percentile, halving or hyperband.")
+    ] = "none",
+    figures: Annotated[bool, typer.Option("--figures", help="Draw figures, in a folder beside the study.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The winner as a policy file: best.toml, or front.toml.")
+    ] = None,
     force: Force = False,
     as_json: Json = False,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Look for the policy and parameters that win in simulation; writes best.toml."""
-    from dataclasses import asdict
-    from math import inf
-
+    """Look for the policy and parameters that win in simulation; writes best.toml, or the Pareto front."""
     from ..policies.search import search as find
-    from ..policies.search import write_best
+    from ..policies.search_importance import importances as weigh
+    from .searching import document, headline, importance_table, study_file, table, write_figures, write_winners
     from .show import progress
 
     names = _bare(_names(policy)) or None
-    loaded, _ = _load(scenario, settings, runs, force)
-    place = storage or str(runs / "studies" / _study_file(loaded, names, seed, sampler))
-    with progress(_console(), "searching") as tick:
-        result = find(
-            loaded,
-            policies=names,
-            trials=trials,
-            seed=seed,
-            storage=place,
-            sampler=sampler,
-            workers=workers,
-            progress=tick,
-        )
-    write_best(result, out)
-    table = [asdict(trial) for trial in result.trials]
-    ranked = sorted(result.trials, key=lambda trial: (-trial.value if trial.value is not None else inf, trial.number))
-    shown = [
-        {"number": each.number, "policy": each.policy, "parameters": each.parameters, "value": each.value}
-        for each in ranked[:10]
-    ]
-    document = {
-        "best": {"policy": result.name, "parameters": result.parameters, "value": result.value},
-        "trials": table,
-        "search_trials": len(table),
-        "search_trials_per_s": result.trials_per_s,
-        "storage": result.storage,
-        "file": str(out),
+    loaded = [_load(each, settings, runs, force)[0] for each in scenario]
+    arguments: dict[str, Any] = {
+        "seed": seed,
+        "sampler": sampler,
+        "objectives": _names([objective]),
+        "seeds": seeds,
+        "robust": robust,
+        "pruner": pruner,
     }
-    _emit(document, as_json, shown, f"{len(table)} trials, {result.trials_per_s:.0f} per second; wrote {out}")
+    place = storage or str(runs / "studies" / study_file(loaded, names, arguments))
+    with progress(_console(), "searching") as tick:
+        result = find(loaded, policies=names, trials=trials, storage=place, workers=workers, progress=tick, **arguments)
+    files, shares = write_winners(result, out), weigh(result)
+    drawn = write_figures(result, shares, place, files[0]) if figures else []
+    _emit(document(result, shares, [*files, *drawn]), as_json, table(result), headline(result, files[0]))
+    if shares:
+        _print(as_json, importance_table(shares), "importance of parameters")
 
 
 @app.command()
@@ -488,7 +496,7 @@ def validate(
 @app.command(name="import")
 def import_(
     profiles: Annotated[Path, typer.Argument(help="Per-layer times (JSON): our format, or that of Sailor's tables.")],
-    out: Annotated[Path, typer.Option(help="Layer-profile file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Layer-profile file to write.")],
 ) -> None:
     """Turn tables of per-layer times into a layer-profile file, which devices of a scenario refer to."""
     from ..sim.layer_profiles import load, save
@@ -505,10 +513,10 @@ def list_(
     runs: RunsFolder = RUNS,
 ) -> None:
     """List what is shipped, or the runs at hand."""
-    from .listing import listing
+    from .listing import listing, more
 
     rows = listing(what, runs)
-    shown = [{"name": row["name"], "summary": row["summary"], "source": row["source"]} for row in rows]
+    shown = [{"name": row["name"], "summary": row["summary"], **more(row), "source": row["source"]} for row in rows]
     _emit(rows, as_json, shown, what)
 
 
@@ -646,15 +654,6 @@ def _read(folders: list[Path]) -> list[Any]:
     return [read_run(folder) for folder in find_runs(folders)]
 
 
-def _study_file(scenario: Any, names: list[str] | None, seed: int | None, sampler: str) -> str:
-    """The journal of a search: another scenario, policy, source of one, seed or sampler is another search."""
-    from ..policies.search import identity
-    from ..results.record import digest
-    from .replay import slug
-
-    return f"{slug(scenario.name)}-{digest(identity(scenario, names, seed=seed, sampler=sampler))[:12]}.journal"
-
-
 def _names(policy: list[str]) -> list[str]:
     """Policies as texts: split at commas, but for those within parentheses."""
     return [name.strip() for text in policy for name in re.split(r",(?![^()]*\))", text) if name.strip()]
@@ -687,6 +686,17 @@ def _policies(policy: list[str]) -> list[Any]:
     from ..policies import DEFAULTS, policy_from_text
 
     return [policy_from_text(name) for name in _names(policy) or DEFAULTS]
+
+
+def _studied(scenario: Any, policies: list[Any], seeds: int, seed: int | None, as_json: bool) -> None:
+    from .show import progress
+    from .study import study
+
+    with progress(_console(), "simulating") as tick:
+        result = study(scenario, policies, seeds=seeds, seed=seed, progress=tick)
+    _emit(result.document(), as_json, result.rows(), f"{scenario.name}: {seeds} seeds")
+    for line in result.notes():
+        _console(stdout=not as_json).print(line, highlight=False)
 
 
 def _compared(runs: list[Any], as_json: bool, folder: Path | None) -> None:

@@ -1,0 +1,198 @@
+"""The hybrid planner: data x pipeline x tensor parallelism over unlike devices, with memory, money and energy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from ..sim.estimate import Estimate, Estimator
+from ..sim.plan import Infeasible, Pipeline, Plan, PlanError
+from ..sim.spec import Scenario
+from ..sim.view import View
+from ._base import Range
+from .candidates import Candidates, Rough
+from .fleet import Fleet, plan_of
+from .makespan import Makespan
+from .shapes import Foundry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hybrid:
+    """Search pipelines of like and of unlike devices, their cuts, micro-batches, recomputation and sharding together.
+
+    A kind's devices form pipelines of their own (each dealt what it gets done in time), or pipelines over two kinds in
+    which the faster holds more layers. Thousands of fleets are compared by a rough estimate, the best ones by a close
+    one (:mod:`steelyard.sim.estimate`), and the winner is improved by moving samples and layers.
+    """
+
+    name: ClassVar[str] = "hybrid"
+    source: ClassVar[str] = "the hybrid planner; min-max cuts by bisection, fleets by enumeration with dominance"
+    rigid: ClassVar[bool] = True
+
+    keep: Annotated[int, Range(1, 32, log=True)] = 8
+    """Pipelines of each kind that are combined."""
+    closely: Annotated[int, Range(1, 64, log=True)] = 16
+    """Fleets that are looked at closely."""
+    moves: Annotated[int, Range(0, 200)] = 24
+    """Changes of the best plan that are tried."""
+
+    def allocate(self, view: View) -> Plan:
+        """The plan with the best estimated objective among those looked at closely.
+
+        Raises:
+            Infeasible: nothing fits in memory, or nothing found keeps the objective's floor and budget.
+        """
+        judge = Judge(view)
+        foundry = Foundry(view)
+        spare = judge.saves or bool(view.objective.most_cost_usd_per_million_samples)
+        candidates = Candidates(foundry, keep=self.keep, spare=spare)
+        found = self._closely(judge, candidates, foundry)
+        if not found:
+            raise nothing_fits(view, foundry)
+        allowed = [each for each in found if judge.allows(each[1])]
+        if not allowed:
+            raise judge.refusal([estimate for _, estimate in found])
+        best = min(allowed, key=lambda each: judge.order(each[1]))
+        return improved(judge, best, self.moves)[0]
+
+    def _closely(self, judge: Judge, candidates: Candidates, foundry: Foundry) -> list[Judged]:
+        """The fleets with the best rough estimates as plans, with their close ones."""
+        found = [(plan, judge.estimator.of(plan)) for plan in _plain_split(judge)]
+        for zeros in ((0, 1), (2,), (3,)):
+            rough = [each for zero in zeros for each in candidates.fleets(zero)]
+            for fleet in _leading(judge, rough, self.closely):
+                dealt = fleet.deal(judge.view.global_batch)
+                for spread in (False, True) if any(len(shape.stages) > 1 for shape, _ in fleet.lines) else (False,):
+                    plan = plan_of(foundry, fleet, dealt, spread=spread)
+                    if judge.fits(plan):
+                        found.append((plan, judge.estimator.of(plan)))
+            if found:  # sharding more than needed only adds communication
+                break
+        return found
+
+
+FEW = 64
+"""Devices up to which the exact split may leave some out: beyond, it costs more than the rest of the search."""
+Judged = tuple[Plan, Estimate]
+"""A valid plan and what it is thought to take."""
+
+
+class Judge:
+    """What an objective makes of plans, by their close estimates."""
+
+    def __init__(self, view: View) -> None:
+        self.view, self.objective = view, view.objective
+        self.estimator = Estimator(view)
+        self.scenario = Scenario(name="planned", cluster=view.cluster, workload=view.workload)
+        self.saves = self.objective.metric in ("cost", "energy")
+
+    def fits(self, plan: Plan) -> bool:
+        """Whether the plan is valid; what a shape takes is estimated where layers skip stages or states are shared."""
+        try:
+            plan.check(self.scenario)
+        except PlanError:
+            return False
+        return True
+
+    def allows(self, estimate: Estimate) -> bool:
+        """Whether an estimate keeps the floor and the budget."""
+        floor, most = self.objective.least_throughput_samples_per_s, self.objective.most_cost_usd_per_million_samples
+        rate = self.view.global_batch / estimate.step_s
+        paid = estimate.usd_per_million_samples
+        return (floor is None or rate >= floor) and (most is None or (paid is not None and paid <= most))
+
+    def order(self, estimate: Estimate) -> tuple[float, float]:
+        """Smaller is better; the step time decides between equals."""
+        measured = {"cost": estimate.usd_per_million_samples, "energy": estimate.energy_j}
+        value = measured.get(self.objective.metric, estimate.step_s)
+        return (math.inf if value is None else value), estimate.step_s
+
+    def roughly(self, rough: Rough) -> tuple[bool, float, float]:
+        """The same of a rough estimate; what seems to break a bound comes last."""
+        floor, most = self.objective.least_throughput_samples_per_s, self.objective.most_cost_usd_per_million_samples
+        slow = floor is not None and self.view.global_batch / rough.step_s < 1.02 * floor
+        dear = most is not None and rough.usd_per_hour * rough.step_s / 3600 / self.view.global_batch * 1e6 > most
+        weight = {"cost": rough.usd_per_hour, "energy": rough.watts}.get(self.objective.metric, 1.0)
+        return slow or dear, weight * rough.step_s, rough.step_s
+
+    def refusal(self, found: Sequence[Estimate]) -> Infeasible:
+        """Why no plan that was found is allowed."""
+        batch = self.view.global_batch
+        fastest = max(batch / each.step_s for each in found)
+        paid = [each.usd_per_million_samples for each in found if each.usd_per_million_samples is not None]
+        least = f"{min(paid):.6g} USD per million samples" if paid else "an unknown cost, for lack of prices"
+        problem = (
+            f"no plan was found that keeps its bounds: the fastest has {fastest:.6g} samples/s, the cheapest {least}"
+        )
+        return Infeasible("objective", problem, "lower the floor, raise the budget, or add devices")
+
+
+def _plain_split(judge: Judge) -> Iterator[Plan]:
+    """The exact split of the batch, where there is one: whatever else is found has to beat it."""
+    try:
+        plan = Makespan(leave_out=len(judge.view.devices) <= FEW).allocate(judge.view)
+    except Infeasible:
+        return
+    if judge.fits(plan):
+        yield plan
+
+
+def _leading(judge: Judge, rough: Iterable[Rough], count: int) -> Iterator[Fleet]:
+    """The best fleets by their rough estimates."""
+    ranked = sorted(rough, key=judge.roughly)
+    yield from (each.fleet for each in ranked[:count])
+
+
+def improved(judge: Judge, best: Judged, moves: int) -> Judged:
+    """A plan after changes that help: a layer moved to the next stage or the one before, as long as tries last."""
+    while moves > 0:
+        before = best
+        for plan in _changes(best[0]):
+            if moves <= 0:
+                break
+            moves -= 1
+            if judge.fits(plan):
+                estimate = judge.estimator.of(plan)
+                if judge.allows(estimate) and judge.order(estimate) < judge.order(best[1]):
+                    best = plan, estimate
+                    break
+        if best is before:
+            break
+    return best
+
+
+def _changes(plan: Plan) -> Iterator[Plan]:
+    """Plans that differ in one cut of all like pipelines."""
+    cuts = dict.fromkeys(tuple(stage.first for stage in pipeline.stages) for pipeline in plan.pipelines)
+    for firsts in cuts:
+        for place in range(1, len(firsts)):
+            for step in (-1, 1):
+                moved = (*firsts[:place], firsts[place] + step, *firsts[place + 1 :])
+                ends = (*moved[1:], plan.pipelines[0].stages[-1].last)
+                if all(a < b for a, b in zip(moved, ends, strict=True)):
+                    pipelines = [_recut(each, firsts, moved, ends) for each in plan.pipelines]
+                    yield plan.model_copy(update={"pipelines": pipelines})
+
+
+def _recut(pipeline: Pipeline, firsts: tuple[int, ...], moved: Sequence[int], ends: Sequence[int]) -> Pipeline:
+    if tuple(stage.first for stage in pipeline.stages) != firsts:
+        return pipeline
+    stages = [
+        stage.model_copy(update={"first": first, "last": last})
+        for stage, first, last in zip(pipeline.stages, moved, ends, strict=True)
+    ]
+    return pipeline.model_copy(update={"stages": stages})
+
+
+def nothing_fits(view: View, foundry: Foundry) -> Infeasible:
+    """Why there is no plan: what is missing on the device with the most memory."""
+    most = max(foundry.kinds, key=lambda kind: kind.device.memory_bytes)
+    total = sum(kind.count * kind.device.memory_bytes for kind in foundry.kinds)
+    states = view.workload.state_bytes
+    problem = (
+        f"fits nowhere with a sample of activations: its states take {states / 2**30:.4g} GiB, the devices have "
+        f"{total / 2**30:.4g} GiB, the largest ({most.device.name}) {most.device.memory_bytes / 2**30:.4g} GiB"
+    )
+    return Infeasible("workload.model", problem, "use a smaller model, more devices, or more memory")

@@ -1,0 +1,235 @@
+"""The hybrid planner: near the best of what can be tried, objectives that switch the plan, memory, and its refusals."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+from steelyard.policies import make_policy
+from steelyard.policies.grid import Grid
+from steelyard.policies.hybrid import Hybrid
+from steelyard.policies.testing import reordered
+from steelyard.results.errors import InputError
+from steelyard.sim.engine import run_launches
+from steelyard.sim.plan import Infeasible, Pipeline, Plan, PlanError, Replica, Stage, micro_batches
+from steelyard.sim.spec import Scenario, load_scenario, scenario_from
+from steelyard.sim.view import View
+
+REGRET = 0.005
+"""No plan of those tried is faster by more."""
+
+
+def machine(name: str, count: int, tflops: float = 10.0, gib: float = 4.0, **more: Any) -> dict[str, Any]:
+    device = {
+        "name": f"{name}-gpu",
+        "peak_tflops": {"fp32": tflops},
+        "memory_gib": gib,
+        "memory_bandwidth_gb_per_s": 500,
+    }
+    link = {"name": "inside", "latency_us": 1.0, "bandwidth_gb_per_s": 100.0}
+    return {"name": name, "devices": [{**device, "count": count, **more}], "link": link}
+
+
+def layer(number: int, flops: float, parameters: int, kept: float) -> dict[str, Any]:
+    work = {"kind": "matmul", "flops": [flops], "elements": [1e4]}
+    return {
+        "name": f"layer{number}",
+        "parameters": parameters,
+        "trainable_parameters": parameters,
+        "forward": [work],
+        "backward": [work, work],
+        "activation_elements": [kept],
+        "output_elements": [1e5],
+        "tensor": {"divisor": 8, "forward_elements": [[1e5]], "backward_elements": [[1e5]]},
+    }
+
+
+def study(
+    nodes: list[dict[str, Any]],
+    *,
+    batch: int = 16,
+    layers: int = 6,
+    parameters: int = 2_000_000,
+    kept: float = 1e6,
+    gb_per_s: float = 5.0,
+    objective: dict[str, Any] | None = None,
+) -> Scenario:
+    made = [layer(number, 1e11 * (1 + number % 3), parameters, kept) for number in range(layers)]
+    return scenario_from(
+        {
+            "name": "toy",
+            "cluster": {
+                "nodes": nodes,
+                "network": {"name": "between", "latency_us": 5.0, "bandwidth_gb_per_s": gb_per_s},
+            },
+            "workload": {"model": {"name": "toy", "layers": made}, "global_batch": batch},
+            "sampling": {"launches": 1, "steps": 3},
+            "objective": objective or {},
+        }
+    )
+
+
+def plan_of(scenario: Scenario, **parameters: Any) -> Plan:
+    plan = Hybrid(**parameters).allocate(View.of(scenario))
+    plan.check(scenario)
+    return plan
+
+
+def throughput(scenario: Scenario, plan: Plan) -> float:
+    """By the engine."""
+    ends = run_launches(scenario, plan, seed=0, launches=1, record=False)[0].ends
+    return scenario.workload.global_batch / (ends[-1] - ends[-2])
+
+
+def tried(scenario: Scenario, count: int, seed: int) -> list[Plan]:
+    """All settings of the grid, and valid plans drawn at random: any pipelines, cuts, deals, and devices left out."""
+    view, found = View.of(scenario), []
+    settings = itertools.product((1, 2, 3, 4), (1, 2, 4), (1, 2, 4, 8), ("none", "full"), (0, 1))
+    for pipeline, tensor, size, recompute, zero in settings:
+        chosen = Grid(pipeline=pipeline, tensor=tensor, micro_batch=size, recompute=recompute, zero=zero)
+        try:
+            found.append(chosen.allocate(view))
+        except Infeasible:
+            continue
+    rng, names = random.Random(seed), [device.name for device in scenario.cluster.devices]
+    drawn = 0
+    while drawn < count:
+        drawn += 1
+        plan = some_plan(rng, names, scenario)
+        try:
+            plan.check(scenario)
+        except PlanError:
+            continue
+        found.append(plan)
+    return found
+
+
+def some_plan(rng: random.Random, names: list[str], scenario: Scenario) -> Plan:
+    order = rng.sample(names, rng.randint(1, len(names)))
+    pipelines, layers = [], len(scenario.workload.layers)
+    while order:
+        depth = rng.randint(1, min(3, len(order), layers))
+        mine, order = order[:depth], order[depth:]
+        cuts = [0, *sorted(rng.sample(range(1, layers), depth - 1)), layers]
+        stages = [
+            Stage(first=a, last=b, replicas=[Replica(devices=[name])])
+            for (a, b), name in zip(itertools.pairwise(cuts), mine, strict=True)
+        ]
+        pipelines.append(stages)
+    weights = [rng.random() + 0.1 for _ in pipelines]
+    batch = scenario.workload.global_batch
+    samples = [max(1, round(batch * weight / sum(weights))) for weight in weights]
+    samples[0] = max(1, samples[0] + batch - sum(samples))
+    return Plan(
+        pipelines=[
+            Pipeline(stages=stages, micro_batches=micro_batches(count, rng.choice((1, 2, 4))))
+            for stages, count in zip(pipelines, samples, strict=True)
+        ],
+        schedule="1f1b",
+    )
+
+
+WORLDS: dict[str, dict[str, Any]] = {
+    "equal": {"nodes": [machine("a", 4)]},
+    "two kinds": {"nodes": [machine("a", 2, 20.0), machine("b", 2, 8.0)]},
+    "a thin network": {"nodes": [machine("a", 2, 20.0), machine("b", 2, 8.0)], "gb_per_s": 0.5},
+    "a prime batch": {"nodes": [machine("a", 3, 20.0), machine("b", 2, 15.0)], "batch": 13},
+    "little memory": {"nodes": [machine("a", 2, 20.0, 0.25), machine("b", 2, 8.0, 0.2)], "parameters": 3_000_000},
+    "three kinds": {"nodes": [machine("a", 1, 30.0), machine("b", 2, 20.0), machine("c", 2, 8.0)], "batch": 24},
+    "few samples": {"nodes": [machine("a", 2, 20.0), machine("b", 3, 8.0)], "batch": 3, "layers": 4},
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_nothing_that_is_tried_is_much_faster(name: str) -> None:
+    scenario = study(**WORLDS[name])
+    best = max(throughput(scenario, plan) for plan in tried(scenario, 120, seed=1))
+    assert throughput(scenario, plan_of(scenario)) >= best / (1 + REGRET)
+
+
+def test_a_device_and_a_layer_are_a_plan() -> None:
+    plan = plan_of(study([machine("a", 1)], layers=1, batch=7))
+    assert plan.split() == {"a-gpu": 7}
+
+
+@pytest.mark.parametrize("name", ["two kinds", "three kinds", "little memory"])
+def test_order_and_names_do_not_matter(name: str) -> None:
+    scenario = study(**WORLDS[name])
+    first = throughput(scenario, plan_of(scenario))
+    for order in (3, 8):
+        other = reordered(scenario, order)
+        assert throughput(other, plan_of(other)) == pytest.approx(first, rel=1e-9)
+
+
+def test_memory_forces_what_saves_it() -> None:
+    """States that fit on no single device; activations that fit only recomputed."""
+    wide = study([machine("a", 4, gib=0.12)], parameters=3_000_000, kept=1e4)
+    assert wide.workload.state_bytes > max(device.memory_bytes for device in wide.cluster.devices)
+    plan = plan_of(wide)
+    assert plan.zero or all(len(each.devices) > 1 for each in plan.pipelines)
+    deep = study([machine("a", 1, gib=0.35)], kept=2e7)
+    assert any(stage.recompute != "none" for each in plan_of(deep).pipelines for stage in each.stages)
+
+
+def test_what_fits_nowhere_is_refused_with_figures() -> None:
+    with pytest.raises(Infeasible, match=r"^workload\.model: fits nowhere .* GiB, the devices have"):
+        plan_of(study([machine("a", 2, gib=0.01)]))
+
+
+PRICED = [machine("a", 4, 20.0, price_usd_per_hour=4.0), machine("b", 4, 10.0, price_usd_per_hour=1.0)]
+
+
+def cost(scenario: Scenario, plan: Plan) -> float:
+    """USD per million samples, by the engine."""
+    prices = [
+        scenario.cluster.by_name[name].price_usd_per_hour or 0.0 for each in plan.pipelines for name in each.devices
+    ]
+    return sum(prices) / 3600 / throughput(scenario, plan) * 1e6
+
+
+def test_the_objective_switches_the_plan() -> None:
+    fast, cheap = study(PRICED), study(PRICED, objective={"metric": "cost"})
+    quick, frugal = plan_of(fast), plan_of(cheap)
+    assert cost(cheap, frugal) < 0.9 * cost(fast, quick)
+    assert throughput(cheap, frugal) < 0.9 * throughput(fast, quick)
+    floor = 0.5 * (throughput(fast, quick) + throughput(cheap, frugal))
+    held = study(PRICED, objective={"metric": "cost", "least_throughput_samples_per_s": floor})
+    middle = plan_of(held)
+    assert throughput(held, middle) >= 0.98 * floor
+    assert cost(held, middle) >= cost(cheap, frugal) * (1 - 1e-9)
+    budget = 0.5 * (cost(fast, quick) + cost(cheap, frugal))
+    spent = study(PRICED, objective={"most_cost_usd_per_million_samples": budget})
+    assert cost(spent, plan_of(spent)) <= 1.02 * budget
+    assert throughput(spent, plan_of(spent)) > throughput(cheap, frugal)
+
+
+def test_energy_is_an_objective() -> None:
+    nodes = [machine("a", 2, 20.0, idle_w=100.0, max_w=900.0), machine("b", 2, 10.0, idle_w=10.0, max_w=60.0)]
+    devices = {
+        name for each in plan_of(study(nodes, objective={"metric": "energy"})).pipelines for name in each.devices
+    }
+    assert devices <= {"b-gpu-0", "b-gpu-1"}
+
+
+def test_a_link_without_bandwidth_is_a_clear_error() -> None:
+    with pytest.raises(InputError, match=r"network\.bandwidth_gb_per_s: is 0"):
+        study([machine("a", 1), machine("b", 1)], gb_per_s=0.0)
+
+
+def test_bounds_that_no_plan_keeps_are_refused() -> None:
+    with pytest.raises(Infeasible, match=r"^objective: no plan was found that keeps its bounds: the fastest has"):
+        plan_of(study(PRICED, objective={"least_throughput_samples_per_s": 1e9}))
+
+
+@pytest.mark.parametrize("name", ["mixed-servers", "mixed-gpus", "old-and-new", "two-gpus-one-box"])
+def test_shipped_scenarios_get_no_slower_plan_than_others_give(name: str) -> None:
+    scenario = load_scenario(name)
+    mine = throughput(scenario, plan_of(scenario))
+    for other in ("uniform", "makespan", "grid"):
+        try:
+            plan = make_policy(other).allocate(View.of(scenario))
+        except Infeasible:
+            continue
+        assert mine >= throughput(scenario, plan) / (1 + REGRET)
