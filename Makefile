@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := runner,demo,cluster,testing,dashboard,samplers,dev
 
-.PHONY: help venv demo test slow lint bench baselines publish validate clean
+.PHONY: help venv demo test slow lint bench baselines publish validate exhaust attention clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,14 @@ baselines: $(STAMP)  ## Record the shipped scenarios anew in results/baselines/,
 
 publish: $(STAMP)  ## Write results/scoreboard/ from a demo and the benchmarks: the figures that the README quotes
 	$(BIN)/python tests/bench/publish.py
+
+exhaust: $(STAMP)  ## The whole library on 100,000 generated scenarios (half an hour): results/scoreboard/exhaust.json
+	$(BIN)/python tests/exhaust.py $(ARGS)
+
+attention: $(STAMP)  ## Train attention's weights anew, and judge them on clusters that it has not seen
+	$(BIN)/steelyard attention train --out policies/weights/attention-trained.json
+	$(BIN)/steelyard attention tune --out policies/weights/attention-tuned.json
+	$(BIN)/steelyard attention score --out results/scoreboard/attention.json
 
 DATA ?= ../shared/data
 validate: $(STAMP)  ## Predictions against published measurements (DATA=folder), next to two baselines

@@ -81,6 +81,7 @@ def rendered(text: str) -> str:
         ("published", published_lines(scores)),
         ("bench", bench_lines(bench)),
         ("attention", attention_lines(json.loads((SCOREBOARD / "attention.json").read_text()))),
+        ("exhaust", exhaust_lines()),
         ("validated", validated_lines(demo)),
     ):
         body = "\n".join(lines)
@@ -174,6 +175,20 @@ def attention_lines(score: dict[str, Any]) -> list[str]:
         f"{score['scenarios']} held-out clusters of 4 devices and more, simulated by the engine, on {score['date']} by "
         f"`{score['made_by']}`; 100 % is `makespan`, which is exact by the cost model over all sets of devices up to "
         "eight and over some beyond, and does not reckon with overlap: past that, more than 100 % is possible.",
+    ]
+
+
+def exhaust_lines() -> list[str]:
+    """How many answers of the library were judged, by `make exhaust`, which nobody runs in CI."""
+    place = SCOREBOARD / "exhaust.json"
+    if not place.exists():
+        return ["`make exhaust` has not been run on this version."]
+    found = json.loads(place.read_text())
+    asked = sum(found[f"{kind}_total"] for kind in ("plans", "infeasible", "invalid"))
+    return [
+        f"{found['scenarios']:,} generated scenarios, {asked:,} answers of {len(found['policies'])} policies on "
+        f"{found['date']} (seed {found['seed']}, `make exhaust`): {found['plans_total']:,} plans, "
+        f"{found['infeasible_total']:,} refusals with a reason, {found['invalid_total']:,} invalid."
     ]
 
 
