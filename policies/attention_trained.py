@@ -82,6 +82,8 @@ class AttentionTrained:
     name: ClassVar[str] = "attention-trained"
     source: ClassVar[str] = "softmax attention (Vaswani et al. 2017); trained by `steelyard attention train`"
 
+    data_files: ClassVar[tuple[str, ...]] = (f"weights/{FILE}",)
+
     temperature: Annotated[float, Range(0.5, 2.0, log=True)] = 1.0
     """Beside the trained one, which is 1."""
 

@@ -47,6 +47,12 @@ def check_pruner(pruner: str, goal: Goal) -> None:
     if len(goal.metrics) > 1 or goal.metrics[0] not in TIMED or goal.constraints:
         problem = f"{pruner} judges the times of steps, and the search is about more than them"
         raise InputError("pruner", problem, f"one objective of {' or '.join(TIMED)}, no floor or budget")
+    from ..sim.adaptive import is_eventful
+
+    eventful = [cell.scenario.name for cell in goal.cells if is_eventful(cell.scenario)]
+    if eventful:
+        problem = f"{pruner} judges equal steps of one plan, and {eventful[0]} has disturbances or rebalance"
+        raise InputError("pruner", problem, f"use {NONE}")
     noisy = [cell.scenario.name for cell in goal.cells if _varies(cell.scenario)]
     if pruner == BOUND and noisy:
         raise InputError("pruner", f"bound holds without noise, and steps vary in {noisy[0]}", "use median or halving")

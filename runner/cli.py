@@ -343,7 +343,7 @@ def replay(
     from .show import progress
 
     budget_s, policies = _seconds(budget), _policies(policy)
-    loaded, notes = _load(scenario, settings, runs, force)
+    loaded, notes = _load(scenario, settings, runs, force, real=True)
     console = _console()
     with progress(console, "measuring") as tick:
         study = measure(
@@ -470,7 +470,7 @@ def train(
     from .show import progress
     from .train import train as fit
 
-    loaded, notes = _load(scenario, settings, runs, force)
+    loaded, notes = _load(scenario, settings, runs, force, real=True)
     console = _console()
     with progress(console, "training") as tick:
         result = fit(loaded, policy_from_text(policy), runs, notes=notes, report=console.print, tick=tick)
@@ -608,13 +608,24 @@ def _document(scenario: str, settings: list[str]) -> tuple[dict[str, Any], Path 
     return document, folder
 
 
-def _load(scenario: str, settings: list[str], runs: Path, force: bool) -> tuple[Any, list[str]]:
-    """The scenario with this host's lanes filled in, and what runs should note about that."""
+def _load(scenario: str, settings: list[str], runs: Path, force: bool, *, real: bool = False) -> tuple[Any, list[str]]:
+    """The scenario with this host's lanes filled in, and what runs should note about that.
+
+    ``real``: its steps run on them, so what is only simulated is refused, and that before the lanes are calibrated.
+    """
+    from ..sim.disturbances import refuse_events
     from ..sim.spec import load_scenario
     from .calibrate import resolver
 
     notes: list[str] = []
-    loaded = load_scenario(scenario, settings, resolver(runs, force=force, notes=notes))
+    fill_in = resolver(runs, force=force, notes=notes)
+
+    def resolve(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+        if real:
+            refuse_events(document)
+        return fill_in(document, folder)
+
+    loaded = load_scenario(scenario, settings, resolve)
     _say(notes)  # a search has no record to put them in
     return loaded, notes
 

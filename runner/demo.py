@@ -14,6 +14,7 @@ from ..results.compare import Comparison, compare
 from ..results.report import headlines, plan_table
 from ..results.report import report as write_report
 from ..results.store import to_json, write_text
+from ..sim.disturbances import refuse_events
 from ..sim.spec import Scenario, apply_setting, load_scenario, read_document
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import Report, Tick, calibrate, resolver
@@ -59,6 +60,7 @@ def demo(
     document, folder = read_document(SCENARIO)
     for setting in settings:
         apply_setting(document, setting)
+    refuse_events(document)
     with bar("calibrating") as tick:
         calibrate(document, folder, runs, again=True, report=report, tick=tick)
     scenario = load_scenario(SCENARIO, settings, resolver(runs))

@@ -20,6 +20,7 @@ from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest
 from ..results.store import code_provenance, to_json, write_run, write_text
 from ..sim import cost
 from ..sim.bounds import lower_bound_s
+from ..sim.disturbances import refuse_events
 from ..sim.engine import simulate
 from ..sim.noise import stream
 from ..sim.plan import Plan
@@ -102,9 +103,10 @@ def replay(
         tick: gets the progress.
 
     Raises:
-        InputError: the cluster is not of lanes, or too few calibrated sizes are left.
+        InputError: the cluster is not of lanes, too few calibrated sizes are left, or the scenario has disturbances.
         WorkerFailedError: a lane died or hung; launches that were complete before are measured and kept.
     """
+    refuse_events(dict(scenario))
     require_torch()
     seed = scenario.seed if seed is None else seed
     lanes_of(scenario)

@@ -117,7 +117,8 @@ def ledger_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def progress(console: Console, title: str) -> Iterator[Any]:
     """A progress bar on the console; gives a function of (done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+    # Elsewhere than on a terminal there would be no bar, but an empty line before whatever is said next.
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 
         def tick(done: int, total: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results.errors import InputError
+from ..sim.disturbances import refuse_events
 from ..sim.engine import simulate
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
@@ -98,9 +99,10 @@ def train(
     rounding, nothing else.
 
     Raises:
-        InputError: torch or scikit-learn is missing, or the cluster is not of lanes.
+        InputError: torch or scikit-learn is missing, the cluster is not of lanes, or the scenario has disturbances.
         WorkerFailedError: a lane died or hung.
     """
+    refuse_events(dict(scenario))
     require_torch()
     if find_spec("sklearn") is None:
         raise InputError(

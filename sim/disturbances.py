@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -115,6 +115,20 @@ def slowed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
         ]
         nodes.append(node.model_copy(update={"devices": devices}))
     return cluster.model_copy(update={"nodes": nodes})
+
+
+def refuse_events(fields: Mapping[str, Any]) -> None:
+    """Refuse ``disturbances`` and ``rebalance`` where steps run on real devices, which nobody slows down.
+
+    Args:
+        fields: of a scenario, or of its raw document.
+
+    Raises:
+        InputError: one of the two is set.
+    """
+    name = "disturbances" if fields.get("disturbances") else "rebalance"
+    if fields.get(name) is not None:
+        raise InputError(name, "is simulated only in this version", "take it out, or use `steelyard simulate`")
 
 
 def check_disturbances(disturbances: Sequence[Disturbance], cluster: Cluster) -> None:

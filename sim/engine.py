@@ -52,7 +52,7 @@ def _simulate(scenario: Scenario, policy: Policy, *, seed: int, label: str | Non
     """The same; why its steps take their time is simulated too, or left out."""
     if adaptive.is_eventful(scenario):
         courses = adaptive.run_courses(scenario, policy, seed=seed, launches=scenario.sampling.launches)
-        return _record_courses(scenario, policy, courses, seed=seed, label=label)
+        return record_courses(scenario, policy, courses, seed=seed, label=label)
     view = View.of(scenario)
     plan = allocate(policy, view, scenario)
     program, launches = run_plan(scenario, plan, seed=seed, launches=scenario.sampling.launches, record=True)
@@ -75,7 +75,9 @@ def objective_value(scenario: Scenario, policy: Policy, *, seed: int, launches: 
         return -_priced(scenario, policy, seed, metric)
     if adaptive.is_eventful(scenario):
         courses = adaptive.run_courses(scenario, policy, seed=seed, launches=launches)
-        found = quantiles(_course_durations(courses))
+        if metric == "memory_headroom":
+            return least_headroom(scenario, courses)
+        found = quantiles(course_durations(courses))
         return scenario.workload.global_batch / found.mean if metric == "throughput" else -found.p90
     plan = allocate(policy, View.of(scenario), scenario)
     if metric == "memory_headroom":
@@ -254,18 +256,23 @@ def _lines_of(lines: dict[str, DeviceLedger], samples: dict[str, float]) -> dict
     return {name: line.model_copy(update={"samples": whole.get(name, 0)}) for name, line in lines.items()}
 
 
-def _course_durations(courses: Sequence[adaptive.Course]) -> list[float]:
+def least_headroom(scenario: Scenario, courses: Sequence[adaptive.Course]) -> float:
+    """The least memory headroom of any plan of a run that may change it."""
+    return min(headroom(scenario, plan) for course in courses for plan, _, _ in course.plans)
+
+
+def course_durations(courses: Sequence[adaptive.Course]) -> list[float]:
     """Seconds of each counted step, with what was lost or stood still before it."""
     return [seconds for course in courses for seconds in durations(course.ends, 0.0)]
 
 
-def _record_courses(
+def record_courses(
     scenario: Scenario, policy: Policy, courses: Sequence[adaptive.Course], *, seed: int, label: str | None
 ) -> Run:
     """The run of a policy whose plan may have changed under way: its first plan, and all decisions."""
     plan, program, _ = courses[0].plans[0]
     events = _frame([row for course in courses for row in course.events])
-    times = quantiles(_course_durations(courses))
+    times = quantiles(course_durations(courses))
     fastest = adaptive.at_its_best(scenario)
     summary = summarise(
         scenario,

@@ -7,9 +7,9 @@ from collections.abc import Collection
 from ..results.errors import InputError
 from ..results.ledger import quantiles
 from ..results.record import event_frame
-from . import cost, energy
+from . import adaptive, cost, energy
 from .draws import noisy
-from .engine import run_launches, run_plan, step_durations
+from .engine import least_headroom, record_courses, run_launches, run_plan, step_durations
 from .faults import goodput
 from .plan import Plan
 from .program import Program
@@ -34,6 +34,8 @@ def measure(
         Infeasible: the policy has no plan for the scenario.
         InputError: the devices lack the price or power that a figure needs.
     """
+    if adaptive.is_eventful(scenario):
+        return _measure_courses(scenario, policy, seed, launches, metrics)
     plan = allocate(policy, View.of(scenario), scenario)
     found = {"memory_headroom": headroom(scenario, plan)} if "memory_headroom" in metrics else {}
     if len(found) == len(metrics):
@@ -47,6 +49,23 @@ def measure(
     if "energy" in metrics:
         found["energy"] = _energy(scenario, plan, program, done)
     return {metric: found[metric] for metric in metrics}
+
+
+def _measure_courses(
+    scenario: Scenario, policy: Policy, seed: int, launches: int, metrics: Collection[str]
+) -> dict[str, float]:
+    """The same of whole runs whose devices, and perhaps plans, change under way."""
+    courses = adaptive.run_courses(scenario, policy, seed=seed, launches=launches)
+    summary = record_courses(scenario, policy, courses, seed=seed, label=None).summary
+    energy_j = summary.energy_j_per_step
+    found = {
+        "throughput": summary.throughput_samples_per_s,
+        "step_time_p90": summary.step_time_s.p90,
+        "memory_headroom": least_headroom(scenario, courses),
+        "cost": summary.cost_usd_per_million_samples,
+        "energy": None if energy_j is None else energy_j * 1e6 / scenario.workload.global_batch,
+    }
+    return {metric: _known(metric, found[metric]) for metric in metrics}
 
 
 def _cost(scenario: Scenario, plan: Plan, throughput: float, step_s: float, seed: int) -> float:
@@ -76,7 +95,11 @@ def step_times(scenario: Scenario, plan: Plan, *, seed: int, launches: int, span
     """Seconds of each counted step of some of a plan's ``launches``, and whether this is all there is to know.
 
     The spans together give what all launches at once give. Without noise every launch is the same: any span gives all.
+
+    Raises:
+        InputError: the scenario has ``disturbances`` or ``rebalance``: its steps are those of a policy, not of a plan.
     """
+    _refuse_courses(scenario)
     if not noisy(scenario, plan):
         return step_durations(run_launches(scenario, plan, seed=seed, launches=1, record=False), plan.sync_every), True
     part = slice(span.start, span.stop)
@@ -84,12 +107,22 @@ def step_times(scenario: Scenario, plan: Plan, *, seed: int, launches: int, span
     return step_durations(done, plan.sync_every), span.stop >= launches
 
 
+def _refuse_courses(scenario: Scenario) -> None:
+    if adaptive.is_eventful(scenario):
+        name = "disturbances" if scenario.disturbances else "rebalance"
+        raise InputError(name, "makes a run more than equal steps of one plan", "measure() honours it")
+
+
 def busy_s(scenario: Scenario, plan: Plan) -> float:
     """Seconds of compute that the busiest device of a plan has in a step without noise.
 
     What it does it does one after the other, so no step that repeats is shorter. Waiting, communication and the
     optimizer are left out.
+
+    Raises:
+        InputError: the scenario has ``disturbances`` or ``rebalance``: its devices, or its plan, may change.
     """
+    _refuse_courses(scenario)
     seconds: dict[str, float] = {}
     for pipeline in plan.pipelines:
         for stage in pipeline.stages:

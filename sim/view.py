@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
+from ..results.errors import InputError
 from ..results.record import PolicyRecord
 from . import cost
 from .device import Cluster, Device
@@ -227,9 +228,23 @@ def describe(policy: Policy) -> PolicyRecord:
 
 
 def _source_digest(kind: type) -> str:
-    """SHA-256 of the file that defines a class; of its name where there is no file (defined at a prompt)."""
+    """SHA-256 of the file that defines a class, and of the data files that it names as ``data_files``.
+
+    Those are ``data_files: ClassVar[tuple[str, ...]]``, relative to the file that defines the class: the answer depends
+    on them too. Where there is no file (a class defined at a prompt), it is that of the class's name.
+    """
     try:
-        content = Path(inspect.getfile(kind)).read_bytes()
+        file = Path(inspect.getfile(kind))
+        content = file.read_bytes()
     except (OSError, TypeError):
-        content = f"{kind.__module__}:{kind.__qualname__}".encode()
-    return hashlib.sha256(content).hexdigest()
+        return hashlib.sha256(f"{kind.__module__}:{kind.__qualname__}".encode()).hexdigest()
+    data = (_data_digest(kind, file.parent / name) for name in getattr(kind, "data_files", ()))
+    return hashlib.sha256(content + b"".join(data)).hexdigest()
+
+
+def _data_digest(kind: type, file: Path) -> bytes:
+    try:
+        return hashlib.sha256(file.read_bytes()).digest()
+    except OSError as error:
+        problem = f"names {file.name}, which cannot be read: {error.strerror}"
+        raise InputError(f"policy {kind.__qualname__}: data_files", problem, "put it beside the module") from error

@@ -10,7 +10,7 @@ import typer
 
 attention = typer.Typer(no_args_is_help=True, help="Train, tune and score the attention policies.")
 
-Out = Annotated[Path | None, typer.Option(help="JSON file to write.")]
+Out = Annotated[Path | None, typer.Option(help="JSON file to write.", dir_okay=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Of the clusters.")]
 
 

@@ -234,7 +234,7 @@ def test_malleus_suspends_who_is_too_slow() -> None:
         {"name": "n", "link": "nvlink-3", "devices": [{"device": "nvidia-a100-sxm-40gb", "name": "g", "count": 4}]}
     ]
     short = {"cluster": {"nodes": nodes}, "sampling": {"steps": 40, "launches": 1}}
-    scenario = world([slow("g-2", 5, 60.0)], **short)
+    scenario = world([slow("g-2", 5, 2000.0)], **short)  # at 60 it is still given the head, which is tiny
     run = engine.simulate(scenario, make_policy("malleus", {"micro_batch": 16}))
     last = [each["plan"] for each in run.decisions if each["changed"]][-1]
     used = {

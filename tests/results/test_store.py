@@ -291,3 +291,10 @@ def test_whole_folder_is_readable_by_others(tmp_path: Path) -> None:
 
 def test_the_code_says_its_version() -> None:
     assert code_provenance()["version"] not in ("", None)
+
+
+def test_a_folder_in_the_place_of_a_file_is_a_mistake_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "best.toml").mkdir()
+    with pytest.raises(InputError, match="cannot be written: Is a directory"):
+        write_text(tmp_path / "best.toml", "text")
+    assert [each.name for each in tmp_path.iterdir()] == ["best.toml"]

@@ -86,6 +86,7 @@ def test_the_command_prints_one_document_and_writes_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "250")
     assert run(["simulate", "stragglers", "-p", "uniform,makespan", "--seeds", "3", "--json"]) == 0
     said = capsys.readouterr()
     document = json.loads(said.out)
@@ -110,10 +111,21 @@ def test_listed_policies_tell_parameters_ranges_and_defaults() -> None:
         assert each["source"], name
 
 
-def test_the_table_of_policies_shows_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_policies_shows_them(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
     assert run(["list", "policies"]) == 0
     shown = capsys.readouterr().out
     assert "gamma = 1.0: 0 to 2" in shown
     assert "Megatron-LM" in shown
     assert run(["list", "links"]) == 0
     assert "parameters" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_the_only_policy_without_a_plan_is_one_line(as_json: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["simulate", "stragglers", "-p", "grid(pipeline=250)", "--seeds", "3", *as_json]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("steelyard: ")
+    assert "pipeline" in said.err
+    assert said.err.count("\n") == 1

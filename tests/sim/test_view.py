@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steelyard.policies import make_policy
+from steelyard.policies import REGISTRY, make_policy, policy_class
+from steelyard.results.errors import InputError
 from steelyard.sim import cost
+from steelyard.sim.engine import run_id
 from steelyard.sim.plan import Plan, PlanError
 from steelyard.sim.spec import Scenario, scenario_from
 from steelyard.sim.view import Fixed, Policy, View, allocate, describe
@@ -134,3 +140,63 @@ def test_an_answer_is_judged_before_it_is_used(quiet_scenario: Scenario) -> None
         allocate(Loose(), view, quiet_scenario)
     with pytest.raises(PlanError, match="the global batch is 32"):
         allocate(Fixed(Plan.data_parallel(quiet_scenario.workload, {"fast": 31})), view, quiet_scenario)
+
+
+MODULE = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+@dataclass(frozen=True)
+class Taught:
+    data_files: ClassVar[tuple[str, ...]] = {files}
+"""
+
+
+def taught(folder: Path, files: tuple[str, ...]) -> str:
+    """Source digest of a policy in a module of its own, whose answers depend on some files beside it."""
+    (folder / "taught.py").write_text(MODULE.format(files=files))
+    spec = spec_from_file_location("taught", folder / "taught.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["taught"] = module  # where inspect looks for a class's file
+    try:
+        spec.loader.exec_module(module)
+        return describe(module.Taught()).source_sha256
+    finally:
+        del sys.modules["taught"]
+
+
+def test_other_weights_are_another_policy(tmp_path: Path) -> None:
+    found = []
+    for first, second in (("1", "2"), ("1", "3"), ("12", ""), ("", "12"), ("1", "2")):
+        (tmp_path / "a.json").write_text(first)
+        (tmp_path / "b.json").write_text(second)
+        found.append(taught(tmp_path, ("a.json", "b.json")))
+    assert found[0] == found[-1]
+    assert len(set(found)) == 4
+    none = taught(tmp_path, ())
+    assert none == sha256((tmp_path / "taught.py").read_bytes()).hexdigest()  # the source alone, as ever
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Taught: data_files.*none\.json, which cannot be read"):
+        taught(tmp_path, ("none.json",))
+
+
+def test_trained_attention_is_recorded_with_its_weights(
+    quiet_scenario: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file of weights is another run, though nothing else has changed."""
+    policy = make_policy("attention-trained")
+    plan = allocate(policy, View.of(quiet_scenario), quiet_scenario)
+    before = run_id(quiet_scenario, policy, 0, plan)
+    assert run_id(quiet_scenario, policy, 0, plan) == before
+    monkeypatch.setattr(type(policy), "data_files", ("weights/attention-tuned.json",))
+    assert run_id(quiet_scenario, policy, 0, plan) != before
+
+
+def test_every_shipped_file_of_weights_that_a_policy_reads_is_named_by_it() -> None:
+    kinds = [policy_class(name) for name in REGISTRY]
+    named = {each for kind in kinds for each in getattr(kind, "data_files", ())}
+    assert named == {"weights/attention-trained.json"}  # the tuned one holds parameters, which are recorded anyway

@@ -1,0 +1,99 @@
+"""The verbs of ``steelyard attention`` on few clusters: documents, files, tables; and mistakes in a line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from steelyard.policies import make_policy
+from steelyard.policies.attention_trained import Weights
+from steelyard.runner.attention.scoring import contestants
+from steelyard.runner.attention.tuning import TUNED
+from steelyard.runner.attention.worlds import FAMILIES
+from steelyard.runner.cli import run
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_train_prints_weights_that_the_policy_reads(capsys: Capture) -> None:
+    assert run(["attention", "train", "--seed", "1", "--worlds", "8", "--steps", "2"]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["made_by"] == "steelyard attention train --seed 1 --worlds 8 --steps 2"
+    assert Weights.parse(document).document()["query"] == document["query"]
+    assert said.err.startswith("step 0: ")
+
+
+def test_train_writes_the_file_that_it_would_print(tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["attention", "train", "--worlds", "8", "--steps", "1"]
+    assert run([*arguments, "--out", str(tmp_path / "weights.json")]) == 0
+    assert capsys.readouterr().out == ""
+    assert run(arguments) == 0
+    assert (tmp_path / "weights.json").read_text() == capsys.readouterr().out
+
+
+def test_tune_gives_parameters_that_the_policies_take(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "tuned.json"
+    assert run(["attention", "tune", "--worlds", "4", "--trials", "2", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == ""
+    document = json.loads(out.read_text())
+    assert document["made_by"] == "steelyard attention tune --seed 0 --worlds 4 --trials 2"
+    assert tuple(document["policies"]) == TUNED
+    for name, found in document["policies"].items():
+        make_policy(name, found["parameters"])
+        assert found["loss"] >= 0
+
+
+def test_score_compares_every_contestant_on_every_family(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "score.json"
+    assert run(["attention", "score", "--each", "1", "--out", str(out)]) == 0
+    table = capsys.readouterr().out
+    document = json.loads(out.read_text())
+    assert document["scenarios"] == len(FAMILIES)
+    assert [row["policy"] for row in document["rows"]] == list(contestants())
+    assert [each["family"] for each in document["families"]] == [family.name for family in FAMILIES]
+    for row in document["rows"]:
+        assert 0 <= row["worst"] <= row["p10"] <= row["median"]
+        assert row["policy"] in table
+
+
+def test_score_keeps_tables_out_of_the_document(capsys: Capture) -> None:
+    assert run(["attention", "score", "--each", "1", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["made_by"] == "steelyard attention score --seed 7 --each 1"
+    assert "median %" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["train", "--worlds", "7"], "--worlds"),
+        (["train", "--steps", "0"], "--steps"),
+        (["train", "--seed", "-1"], "--seed"),
+        (["train", "--steps", "many"], "--steps"),
+        (["tune", "--worlds", "3"], "--worlds"),
+        (["tune", "--trials", "0"], "--trials"),
+        (["score", "--each", "0"], "--each"),
+        (["score", "--weights", "x"], "--weights"),
+        (["teach"], "teach"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], problem: str, capsys: Capture) -> None:
+    assert run(["attention", *arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("steelyard: ")
+    assert problem in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["train", "tune", "score"])
+def test_a_folder_is_refused_before_the_work(verb: str, tmp_path: Path, capsys: Capture) -> None:
+    assert run(["attention", verb, "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("steelyard: ")
+    assert "--out" in said.err
+    assert "directory" in said.err
+    assert said.err.count("\n") == 1
