@@ -134,6 +134,7 @@ class CutExact:
 
     name: ClassVar[str] = "cut-exact"
     source: ClassVar[str] = "dynamic programme over layers x sets of devices (as Held and Karp 1962; recalled)"
+    rigid: ClassVar[bool] = True
 
     micro_batch: Annotated[int, Range(0, 65_536)] = 0
     """Largest micro-batch; 0: the one with the shortest estimated step."""

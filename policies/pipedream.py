@@ -17,6 +17,7 @@ from ..sim.spec import Scenario
 from ..sim.times import layer_times
 from ..sim.view import View
 from ._base import Range
+from ._neighbours import neighbours
 from ._pipeline import evenly
 from ._stages import Label, labels_of, room_of
 
@@ -76,12 +77,13 @@ class PipeDream:
             Infeasible: the batch is smaller than the replicas, or a stage does not fit into its device.
         """
         labels = labels_of(view)
-        widths = levels(view, labels)
+        machines = neighbours(view)
+        widths = levels(view, machines)
         limit = view.workload.max_micro_batch or view.global_batch
         if self.micro_batch < 1:
             raise Infeasible("policy.pipedream.micro_batch", f"is {self.micro_batch}", "at least 1")
         program = Program(*tables(view, labels, min(self.micro_batch, limit)), widths)
-        names = [name for label in labels for name in label.names]
+        names = [name for machine in machines for name in machine]
         plan = laid_out(view, program.stages, names, self.micro_batch)
         try:
             plan.check(Scenario(name=self.name, cluster=view.cluster, workload=view.workload))
@@ -90,13 +92,8 @@ class PipeDream:
         return plan
 
 
-def levels(view: View, labels: Sequence[Label]) -> list[Level]:
+def levels(view: View, groups: Sequence[Sequence[str]]) -> list[Level]:
     """Devices in a machine, then machines; one level where machines have unequal numbers of devices."""
-    machines: dict[int, list[str]] = {}
-    for label in labels:
-        for name in label.names:
-            machines.setdefault(view.cluster.node_of[name], []).append(name)
-    groups = list(machines.values())
     inside = [_bandwidth(view, names[:2]) for names in groups if len(names) > 1]
     between = [_bandwidth(view, [groups[0][0], other[0]]) for other in groups[1:]]
     if len({len(names) for names in groups}) > 1:

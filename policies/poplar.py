@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -23,34 +24,40 @@ class Poplar:
     source: ClassVar[str] = "Zhang et al. 2024, Poplar (arXiv 2408.12596), batch allocation"
 
     least_zero: Annotated[int, Choice(0, 1, 2, 3)] = 0
-    """The first ZeRO stage that is tried: the next ones where a device has no room for a sample."""
+    """The first ZeRO stage that is tried: the next ones where it has no plan, and the ones below it after these."""
 
     def allocate(self, view: View) -> Plan:
-        """The plan of the least stage in which every device has room; else of the least one that leaves some out.
+        """The plan of the first stage in which every device has room; else of the first one that leaves some out.
 
         Raises:
-            Infeasible: not even with everything sharded does a sample fit anywhere.
+            Infeasible: in no stage is there room for the samples.
         """
         view = canonical(view)
-        for leave_out in (False, True):
-            for zero in range(self.least_zero, 4):
-                plan = _with_stage(view, zero, leave_out)
-                if plan is not None:
-                    return plan
-        problem = "no device has room for one sample, even with ZeRO-3 over all of them"
+        # Unsharded states may fit where buckets of gradients, or rounds in which everybody has a sample, do not.
+        stages = [*range(self.least_zero, 4), *reversed(range(self.least_zero))]
+        for leave_out, zero in itertools.product((False, True), stages):
+            plan = _with_stage(view, zero, leave_out)
+            if plan is not None:
+                return plan
+        problem = "no device has room for one sample, even with ZeRO-3 over all that could work together"
         raise Infeasible("workload.model", problem, "use a pipeline or tensor parallelism, or more memory")
 
 
 def _with_stage(view: View, zero: int, leave_out: bool) -> Plan | None:
-    devices = view.devices[: view.global_batch]
+    """The plan of the fastest devices that have room, or None."""
+    devices = view.devices
     while devices:
-        team = Team(view, devices, zero)
-        rooms = [team.room(device) for device in devices]
-        if min(rooms) > 0:
-            return _accumulated(team, rooms) if zero < 2 else _swept(team, rooms)
+        team = Team(view, devices[: view.global_batch], zero)
+        able = tuple(device for device in devices if team.room(device) > 0)
+        if able[: len(team.devices)] == team.devices:
+            rooms = [team.room(device) for device in team.devices]
+            plan = _accumulated(team, rooms) if zero < 2 else _swept(team, rooms)
+            if plan is not None:
+                return plan
+            able = team.devices[:-1]  # no rounds in which each has a sample: the slowest stays out
         if not leave_out:
             return None
-        devices = tuple(device for device, room in zip(devices, rooms, strict=True) if room > 0)
+        devices = able
     return None
 
 

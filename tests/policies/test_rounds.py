@@ -120,6 +120,27 @@ def test_poplar_takes_the_next_stage_where_the_model_does_not_fit() -> None:
         Poplar().allocate(View.of(with_memory(scenario, {"h100": 2.0})))
 
 
+def test_poplar_takes_the_fastest_that_have_room_where_there_are_fewer_samples_than_devices(servers: Scenario) -> None:
+    """The first devices in the order of speed have no room, and the batch is no larger than their number."""
+    tight = with_memory(servers, {"a100": 0.001})
+    workload = tight.workload.model_copy(update={"global_batch": 2})
+    few = tight.model_copy(update={"workload": workload})
+    plan = Poplar().allocate(View.of(few))
+    plan.check(few)
+    assert all(name.startswith("v100") for name in sizes_of(plan))
+
+
+def test_poplar_turns_to_less_sharding_where_no_rounds_give_each_device_a_sample(servers: Scenario) -> None:
+    """A prime batch in micro-batches of one: with ZeRO 2 and 3 all devices have equally many, so it cannot be dealt."""
+    batch = 2 * len(servers.cluster.devices) + 1
+    workload = servers.workload.model_copy(update={"global_batch": batch, "max_micro_batch": 1})
+    odd = servers.model_copy(update={"workload": workload})
+    plan = Poplar(least_zero=2).allocate(View.of(odd))
+    plan.check(odd)
+    assert plan.zero == 1
+    assert len(plan.pipelines) == len(servers.cluster.devices)
+
+
 def test_cephalo_splits_by_speed_where_equal_shares_leave_no_room(servers: Scenario) -> None:
     """The paper's point: fast devices with little memory keep their work, and slow ones with much hold the states."""
     tight = with_memory(with_links(servers, 100.0), {"a100": 4.0, "v100": 16.0})
