@@ -187,7 +187,8 @@ def exhaust_lines() -> list[str]:
     asked = sum(found[f"{kind}_total"] for kind in ("plans", "infeasible", "invalid"))
     return [
         f"{found['scenarios']:,} generated scenarios, {asked:,} answers of {len(found['policies'])} policies on "
-        f"{found['date']} (seed {found['seed']}, `make exhaust`): {found['plans_total']:,} plans, "
+        f'{found["date"]} (`make exhaust ARGS="--each {found["policies_per_scenario"]} --seed {found["seed"]}"`): '
+        f"{found['plans_total']:,} plans, "
         f"{found['infeasible_total']:,} refusals with a reason, {found['invalid_total']:,} invalid."
     ]
 
