@@ -111,7 +111,13 @@ class Shape:
         return fill + (count - 1) * period + self.update_s
 
     def most_within(self, seconds: float, limit: int) -> int:
-        """The most samples (up to a limit) that take no longer, as :meth:`seconds` has it."""
+        """The most samples (up to a limit) that take no longer, as :meth:`seconds` has it.
+
+        A measured step of fewer samples may take longer than one of more, and bisection then finds too few: the limit
+        itself is looked at first, so that whoever has time for all of them gets all of them.
+        """
+        if self.seconds(limit) <= seconds:
+            return limit
         return bisect.bisect_right(range(1, limit + 1), seconds, key=self.seconds)
 
     def rate(self, seconds: float) -> float:

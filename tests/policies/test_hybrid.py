@@ -7,9 +7,13 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from steelyard.policies import make_policy
+from steelyard.policies.fleet import Fleet
 from steelyard.policies.grid import Grid
 from steelyard.policies.hybrid import Hybrid
+from steelyard.policies.shapes import Shape
 from steelyard.policies.testing import reordered
 from steelyard.results.errors import InputError
 from steelyard.sim.engine import run_launches
@@ -147,6 +151,21 @@ def test_nothing_that_is_tried_is_much_faster(name: str) -> None:
     scenario = study(**WORLDS[name])
     best = max(throughput(scenario, plan) for plan in tried(scenario, 120, seed=1))
     assert throughput(scenario, plan_of(scenario)) >= best / (1 + REGRET)
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(1, 9), st.integers(1, 3)), min_size=1, max_size=3),
+    st.integers(1, 40),
+)
+def test_a_fleet_is_dealt_the_whole_batch(lines: list[tuple[float, float, int, int]], batch: int) -> None:
+    """Also where a step of few samples was measured to take longer than one of many."""
+    shapes = [
+        (Shape((), size, 0, fill_s=many, period_s=many, least_s=(few, few), update_s=0.0, backward_s=0.0), count)
+        for few, many, size, count in lines
+    ]
+    dealt = Fleet(tuple(shapes), zero=0).deal(batch)
+    assert [len(each) for each in dealt] == [count for _, count in shapes]
+    assert sum(map(sum, dealt)) == batch
 
 
 def test_a_device_and_a_layer_are_a_plan() -> None:
