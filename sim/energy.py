@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from ..results.errors import InputError
 from ..results.record import DeviceLedger
 from .device import Device
 from .spec import Scenario
@@ -11,6 +12,24 @@ from .spec import Scenario
 HOUR_S = 3600.0
 KWH_J = 3.6e6
 MILLION = 1e6
+NEEDS = {"cost": "price_usd_per_hour", "energy": "idle_w and max_w"}
+"""What the devices in use must say for an objective."""
+
+
+def known(metric: str, value: float | None) -> float:
+    """The value of an objective that devices may leave open.
+
+    Raises:
+        InputError: they did.
+    """
+    if value is None:
+        raise InputError("objective.metric", f"{metric} needs {NEEDS[metric]} of every device in use", "add them")
+    return value
+
+
+def energy_j_per_million_samples(scenario: Scenario, energy_j: float | None) -> float | None:
+    """Joules of a million samples, from those of a step; None where these are not known."""
+    return None if energy_j is None else energy_j * MILLION / scenario.workload.global_batch
 
 
 def energy_j_per_step(scenario: Scenario, ledgers: Mapping[str, DeviceLedger], used: Collection[str]) -> float | None:

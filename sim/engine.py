@@ -14,6 +14,7 @@ from .bottleneck import Bottleneck, explain
 from .bounds import bound_s, work_bound_s
 from .compiler import compile_plan
 from .draws import draw_noise, noisy
+from .energy import energy_j_per_million_samples, known
 from .faults import goodput
 from .plan import Plan
 from .program import Program
@@ -90,16 +91,9 @@ def objective_value(scenario: Scenario, policy: Policy, *, seed: int, launches: 
 def _priced(scenario: Scenario, policy: Policy, seed: int, metric: str) -> float:
     """USD or J per million samples, from a whole run: energy needs its ledgers."""
     summary = _simulate(scenario, policy, seed=seed, explained=False).summary
-    energy = summary.energy_j_per_step
-    value = (
-        summary.cost_usd_per_million_samples
-        if metric == "cost"
-        else energy and energy * 1e6 / scenario.workload.global_batch
-    )
-    if value is None:
-        needed = "price_usd_per_hour" if metric == "cost" else "idle_w and max_w"
-        raise InputError("objective.metric", f"{metric} needs {needed} of every device in use", "add them")
-    return value
+    if metric == "cost":
+        return known(metric, summary.cost_usd_per_million_samples)
+    return known(metric, energy_j_per_million_samples(scenario, summary.energy_j_per_step))
 
 
 def run_launches(

@@ -19,8 +19,6 @@ from .spec import Scenario
 from .summary import device_ledgers, headroom
 from .view import Policy, View, allocate
 
-NEEDS = {"cost": "price_usd_per_hour", "energy": "idle_w and max_w"}
-
 
 def measure(
     scenario: Scenario, policy: Policy, *, seed: int, launches: int, metrics: Collection[str]
@@ -57,15 +55,14 @@ def _measure_courses(
     """The same of whole runs whose devices, and perhaps plans, change under way."""
     courses = adaptive.run_courses(scenario, policy, seed=seed, launches=launches)
     summary = record_courses(scenario, policy, courses, seed=seed, label=None).summary
-    energy_j = summary.energy_j_per_step
     found = {
         "throughput": summary.throughput_samples_per_s,
         "step_time_p90": summary.step_time_s.p90,
         "memory_headroom": least_headroom(scenario, courses),
         "cost": summary.cost_usd_per_million_samples,
-        "energy": None if energy_j is None else energy_j * 1e6 / scenario.workload.global_batch,
+        "energy": energy.energy_j_per_million_samples(scenario, summary.energy_j_per_step),
     }
-    return {metric: _known(metric, found[metric]) for metric in metrics}
+    return {metric: energy.known(metric, found[metric]) for metric in metrics}
 
 
 def _cost(scenario: Scenario, plan: Plan, throughput: float, step_s: float, seed: int) -> float:
@@ -73,7 +70,7 @@ def _cost(scenario: Scenario, plan: Plan, throughput: float, step_s: float, seed
     lasting = goodput(scenario, plan, step_s=step_s, seed=seed)
     share = lasting.share if lasting is not None else 1.0
     used = [name for name, samples in plan.samples().items() if samples]
-    return _known("cost", energy.cost_usd_per_million_samples(scenario, throughput * share, used))
+    return energy.known("cost", energy.cost_usd_per_million_samples(scenario, throughput * share, used))
 
 
 def _energy(scenario: Scenario, plan: Plan, program: Program, done: list[Launch]) -> float:
@@ -81,14 +78,8 @@ def _energy(scenario: Scenario, plan: Plan, program: Program, done: list[Launch]
     events = event_frame(sorted((row for launch in done for row in launch.events or []), key=lambda row: row[0]))
     ledgers = device_ledgers(scenario, plan, program, events, repeats=done[0].repeats)
     used = [name for name, ledger in ledgers.items() if ledger.samples]
-    joules = _known("energy", energy.energy_j_per_step(scenario, ledgers, used))
-    return joules * 1e6 / scenario.workload.global_batch
-
-
-def _known(metric: str, value: float | None) -> float:
-    if value is None:
-        raise InputError("objective.metric", f"{metric} needs {NEEDS[metric]} of every device in use", "add them")
-    return value
+    energy_j = energy.energy_j_per_step(scenario, ledgers, used)
+    return energy.known("energy", energy.energy_j_per_million_samples(scenario, energy_j))
 
 
 def step_times(scenario: Scenario, plan: Plan, *, seed: int, launches: int, span: range) -> tuple[list[float], bool]:
