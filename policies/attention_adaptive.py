@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 from ..sim.plan import Plan
 from ..sim.view import View
 from ._base import Range, canonical
 from .attention_heads import AttentionHeads
-from .online import slow_factors, worth_it
+from .online import settled, slow_factors, split_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +46,4 @@ class AttentionAdaptive:
         plan = AttentionHeads(gain=self.gain, rounds=self.rounds).allocate(now)
         if view.current is None or not view.current.is_data_parallel:
             return plan
-        now_s, then_s = step_s(now, view.current), step_s(now, plan)
-        worth = worth_it(view, plan, now_s=now_s, then_s=then_s, hysteresis=self.hysteresis, least_gain=self.least_gain)
-        return plan if worth else view.current
-
-
-def step_s(view: View, plan: Plan) -> float:
-    """Seconds of a data-parallel plan's step: the slowest device, then the all-reduce; endless where one is gone."""
-    samples, devices = plan.samples(), {device.name: device for device in view.devices}
-    if any(name not in devices for name in samples):
-        return float("inf")
-    busy = max(devices[name].step_s(count) for name, count in samples.items())
-    return busy + view.sync_s(list(samples))
+        return settled(view, plan, partial(split_s, now), hysteresis=self.hysteresis, least_gain=self.least_gain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..sim.plan import Plan
 from ..sim.view import DeviceView, View
 from ._base import Range, canonical, round_shares
 from .makespan import Makespan
-from .online import LEAST_S, predicted, steps_ahead, worth_it
+from .online import LEAST_S, predicted, settled, split_s, steps_ahead
 
 Point = tuple[int, float]
 """Samples and seconds of a device in a step."""
@@ -44,9 +45,7 @@ class CannikinOnline:
         plan = Makespan(leave_out=False).allocate(known)
         if not view.current.is_data_parallel:
             return plan
-        now_s, then_s = (_step_s(known, each) for each in (view.current, plan))
-        worth = worth_it(view, plan, now_s=now_s, then_s=then_s, hysteresis=self.hysteresis, least_gain=self.least_gain)
-        return plan if worth else view.current
+        return settled(view, plan, partial(split_s, known), hysteresis=self.hysteresis, least_gain=self.least_gain)
 
 
 def fitted(view: View, shift: float) -> View:
@@ -116,11 +115,3 @@ def _with_line(device: DeviceView, intercept: float, slope: float) -> DeviceView
         optimizer_s=0.0,
     )
     return dataclasses.replace(device, cost=cost, largest_micro_batch=None)
-
-
-def _step_s(view: View, plan: Plan) -> float:
-    """The slowest device and the all-reduce; without end where a device is gone."""
-    samples, known = plan.samples(), {device.name: device for device in view.devices}
-    if any(name not in known for name in samples):
-        return float("inf")
-    return max(known[name].step_s(count) for name, count in samples.items()) + view.sync_s(sorted(samples))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -36,55 +37,72 @@ FOLLOWED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutUniform:
+class _InOrder(ABC):
+    """One stage per device, the fastest first; what the cuts are is the policy's."""
+
+    name: ClassVar[str]
+    rigid: ClassVar[bool] = True
+
+    # Not searched: more stages than devices or layers do not exist.
+    stages: int = 0
+    """Stages; 0: as many as devices and layers make."""
+    micro_batch: Annotated[int, Range(0, 65_536)] = 0
+    """Largest micro-batch; 0: the one with the shortest estimated step."""
+    schedule: Annotated[str, Choice("1f1b", "gpipe")] = "1f1b"
+    recompute: Annotated[str, Choice("auto", "none", "selective", "full")] = "auto"
+    """What the backward pass computes again; auto: nothing, or as little as lets the stages fit."""
+
+    def allocate(self, view: View) -> Plan:
+        """The pipeline over the view's devices.
+
+        Raises:
+            Infeasible: too many stages are asked for, or a stage does not fit into its device.
+        """
+        layers = len(view.workload.layers)
+        most = min(len(view.devices), layers)
+        if not 0 <= self.stages <= most:
+            problem = f"is {self.stages}, with {len(view.devices)} devices and {layers} layers"
+            raise Infeasible(f"policy.{self.name}.stages", problem, f"from 1 to {most}, or 0 for {most}")
+        stages = self.stages or most
+        bounds = self._bounds(view, stages)
+
+        def propose(chain: Chain, best_s: float) -> list[Place]:
+            return [(tuple(flat(chain.labels)[:stages]), tuple(bounds))]
+
+        return best_plan(
+            view,
+            propose,
+            policy=self.name,
+            micro_batch=self.micro_batch,
+            schedule=self.schedule,
+            recompute=self.recompute,
+        )
+
+    @abstractmethod
+    def _bounds(self, view: View, stages: int) -> list[int]:
+        """Where the layers are cut: from 0 to their number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutUniform(_InOrder):
     """Cut the model into one stage per device, of equally many layers; the fastest devices come first."""
 
     name: ClassVar[str] = "cut-uniform"
     source: ClassVar[str] = "equal layers per stage, as in GPipe's experiments (Huang et al. 2019; recalled)"
-    rigid: ClassVar[bool] = True
 
-    # Not searched: more stages than devices or layers do not exist.
-    stages: int = 0
-    """Stages; 0: as many as devices and layers make."""
-    micro_batch: Annotated[int, Range(0, 65_536)] = 0
-    """Largest micro-batch; 0: the one with the shortest estimated step."""
-    schedule: Annotated[str, Choice("1f1b", "gpipe")] = "1f1b"
-    recompute: Annotated[str, Choice("auto", "none", "selective", "full")] = "auto"
-    """What the backward pass computes again; auto: nothing, or as little as lets the stages fit."""
-
-    def allocate(self, view: View) -> Plan:
-        """The pipeline over the view's devices.
-
-        Raises:
-            Infeasible: too many stages are asked for, or a stage does not fit into its device.
-        """
-        return _rigid(self, view, lambda stages: equal_layers(len(view.workload.layers), stages))
+    def _bounds(self, view: View, stages: int) -> list[int]:
+        return equal_layers(len(view.workload.layers), stages)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CutFlops:
+class CutFlops(_InOrder):
     """Cut the model into one stage per device, of as equal FLOPs as can be; the fastest devices come first."""
 
     name: ClassVar[str] = "cut-flops"
     source: ClassVar[str] = "contiguous partition with the least largest part, by bisection"
-    rigid: ClassVar[bool] = True
 
-    # Not searched: more stages than devices or layers do not exist.
-    stages: int = 0
-    """Stages; 0: as many as devices and layers make."""
-    micro_batch: Annotated[int, Range(0, 65_536)] = 0
-    """Largest micro-batch; 0: the one with the shortest estimated step."""
-    schedule: Annotated[str, Choice("1f1b", "gpipe")] = "1f1b"
-    recompute: Annotated[str, Choice("auto", "none", "selective", "full")] = "auto"
-    """What the backward pass computes again; auto: nothing, or as little as lets the stages fit."""
-
-    def allocate(self, view: View) -> Plan:
-        """The pipeline over the view's devices.
-
-        Raises:
-            Infeasible: too many stages are asked for, or a stage does not fit into its device.
-        """
-        return _rigid(self, view, lambda stages: equal_cuts(flops(view), stages))
+    def _bounds(self, view: View, stages: int) -> list[int]:
+        return equal_cuts(flops(view), stages)
 
 
 def flops(view: View) -> list[int]:
@@ -96,29 +114,6 @@ def flops(view: View) -> list[int]:
 def equal_layers(layers: int, stages: int) -> list[int]:
     """Bounds of stages of as equally many layers as can be, the larger ones first."""
     return [0, *itertools.accumulate(evenly(layers, stages))]
-
-
-def _rigid(policy: CutUniform | CutFlops, view: View, cut: Callable[[int], list[int]]) -> Plan:
-    """A pipeline of the fastest devices, cut into so many stages."""
-    layers = len(view.workload.layers)
-    most = min(len(view.devices), layers)
-    if not 0 <= policy.stages <= most:
-        problem = f"is {policy.stages}, with {len(view.devices)} devices and {layers} layers"
-        raise Infeasible(f"policy.{policy.name}.stages", problem, f"from 1 to {most}, or 0 for {most}")
-    stages = policy.stages or most
-    bounds = cut(stages)
-
-    def propose(chain: Chain, best_s: float) -> list[Place]:
-        return [(tuple(flat(chain.labels)[:stages]), tuple(bounds))]
-
-    return best_plan(
-        view,
-        propose,
-        policy=policy.name,
-        micro_batch=policy.micro_batch,
-        schedule=policy.schedule,
-        recompute=policy.recompute,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

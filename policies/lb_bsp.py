@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar
 
 from ..sim.plan import Plan
 from ..sim.view import View
 from ._base import Range, canonical, round_shares
-from .online import LEAST_S, predicted, steps_ahead, worth_it
+from .online import LEAST_S, predicted, settled, steps_ahead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,8 @@ class LbBsp:
         plan = round_shares(view, [speeds[device.name] for device in view.devices])
         if view.current is None or not view.current.is_data_parallel:
             return plan
-        now_s, then_s = (_step_s(view, each, speeds) for each in (view.current, plan))
-        worth = worth_it(view, plan, now_s=now_s, then_s=then_s, hysteresis=self.hysteresis, least_gain=self.least_gain)
-        return plan if worth else view.current
+        step_s = partial(_step_s, view, speeds)
+        return settled(view, plan, step_s, hysteresis=self.hysteresis, least_gain=self.least_gain)
 
 
 def predicted_speeds(view: View, weight: float) -> dict[str, float]:
@@ -54,7 +54,7 @@ def predicted_speeds(view: View, weight: float) -> dict[str, float]:
     }
 
 
-def _step_s(view: View, plan: Plan, speeds: Mapping[str, float]) -> float:
+def _step_s(view: View, speeds: Mapping[str, float], plan: Plan) -> float:
     """The slowest device at its predicted speed, and the all-reduce; without end where a device is gone."""
     samples = plan.samples()
     if any(name not in speeds for name in samples):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..sim.times import layer_times
 from ..sim.view import View
 from ._base import Choice, Range, canonical
 from .makespan import Makespan
-from .online import must_change, slow_factors, worth_it
+from .online import must_change, settled, slow_factors
 
 Group = tuple[str, ...]
 """Devices of one machine that share every layer, the slowest last."""
@@ -63,11 +64,9 @@ class Malleus:
         view = canonical(view)
         slow = canonical(view.slowed(slow_factors(view, self.weight)))
         plan = self._best(slow)
-        if must_change(view) or view.current is None:
+        if must_change(view):  # and the step of the plan so far could not be estimated
             return plan
-        now_s, then_s = step_s(slow, view.current), step_s(slow, plan)
-        worth = worth_it(view, plan, now_s=now_s, then_s=then_s, hysteresis=self.hysteresis, least_gain=self.least_gain)
-        return plan if worth else view.current
+        return settled(view, plan, partial(step_s, slow), hysteresis=self.hysteresis, least_gain=self.least_gain)
 
     def _best(self, view: View) -> Plan:
         sizes = micro_batches(view, self.micro_batch)

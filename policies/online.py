@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -140,6 +140,31 @@ def _work_s(view: View, name: str, stage: Stage, sizes: Mapping[int, int], how: 
 def must_change(view: View) -> bool:
     """Whether the plan so far cannot go on: there is none, or one of its devices is gone."""
     return view.current is None or any(name not in view.cluster.by_name for name in view.current.samples())
+
+
+def split_s(view: View, plan: Plan) -> float:
+    """Seconds of a data-parallel plan's step: the slowest device, then the all-reduce; endless where one is gone."""
+    samples, devices = plan.samples(), {device.name: device for device in view.devices}
+    if any(name not in devices for name in samples):
+        return float("inf")
+    return max(devices[name].step_s(count) for name, count in samples.items()) + view.sync_s(sorted(samples))
+
+
+def settled(view: View, plan: Plan, step_s: Callable[[Plan], float], *, hysteresis: float, least_gain: float) -> Plan:
+    """A plan where changing to it is worth the price (:func:`worth_it`), else the plan so far.
+
+    Args:
+        view: as for :func:`worth_it`; without a plan so far, the new one it is.
+        plan: the plan to come.
+        step_s: a step of a plan, as predicted.
+        hysteresis: as for :func:`worth_it`.
+        least_gain: as for :func:`worth_it`.
+    """
+    if view.current is None:
+        return plan
+    now_s, then_s = step_s(view.current), step_s(plan)
+    worth = worth_it(view, plan, now_s=now_s, then_s=then_s, hysteresis=hysteresis, least_gain=least_gain)
+    return plan if worth else view.current
 
 
 def worth_it(view: View, plan: Plan, *, now_s: float, then_s: float, hysteresis: float, least_gain: float) -> bool:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from ...policies import make_policy
-from ...policies.attention_adaptive import step_s
+from ...policies.online import split_s
 from ...sim.spec import Scenario
 from ...sim.view import Policy, View
 
@@ -14,7 +14,7 @@ from ...sim.view import Policy, View
 def exact_s(scenario: Scenario) -> float:
     """Seconds of the exact split's step, by the cost model."""
     view = View.of(scenario)
-    return step_s(view, make_policy("makespan").allocate(view))
+    return split_s(view, make_policy("makespan").allocate(view))
 
 
 def mean_loss(scenarios: Sequence[Scenario], exact: Sequence[float], policy: Policy) -> float:
@@ -22,5 +22,5 @@ def mean_loss(scenarios: Sequence[Scenario], exact: Sequence[float], policy: Pol
     losses = []
     for scenario, best in zip(scenarios, exact, strict=True):
         view = View.of(scenario)
-        losses.append(math.log(step_s(view, policy.allocate(view)) / best))
+        losses.append(math.log(split_s(view, policy.allocate(view)) / best))
     return sum(losses) / len(losses)
