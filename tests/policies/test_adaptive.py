@@ -138,6 +138,7 @@ def outcome(name: str, case: str) -> Outcome:
     return Outcome(total_s(moving), total_s(still), clairvoyant_s(world(events)), price, len(made))
 
 
+@pytest.mark.slow
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     """Every case for LB-BSP: within 10 % of the clairvoyant (but for what changes more often than it may)."""
     rows = {case: outcome("lb-bsp", case) for case in SUITE}

@@ -310,7 +310,7 @@ def test_the_parts_can_be_drawn_alone(workload: Any, device: Any, cluster: Any) 
         (Remembers, "another plan when asked again"),
         (Names, "renaming and reordering"),
         (Order, "renaming and reordering"),
-        (GivesUp, "a plan exists"),
+        pytest.param(GivesUp, "a plan exists", marks=pytest.mark.slow),
         (Crashes, "ZeroDivisionError"),
         (Scribbles, "changed the workload"),
         pytest.param(Clings, "invalid when asked with a past .* the first device lost", marks=pytest.mark.slow),
@@ -359,6 +359,7 @@ def test_a_counter_example_is_small_and_the_same_each_time() -> None:
     assert scenario.workload.global_batch == 2
 
 
+@pytest.mark.slow
 def test_unit_free_is_a_choice() -> None:
     check_policy(Seconds, max_examples=30)
     with pytest.raises(ConformanceError, match="four times as long"):

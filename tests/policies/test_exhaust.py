@@ -59,6 +59,7 @@ def test_an_invalid_plan_is_counted_and_shown() -> None:
         Heedless().allocate(View.of(scenario)).check(scenario)
 
 
+@pytest.mark.slow
 def test_processes_give_what_one_gives() -> None:
     names = ["uniform", "makespan"]
     alone, shared = (exhaust(names, scenarios=600, each=2, seed=2, workers=count) for count in (1, 2))
