@@ -1,0 +1,53 @@
+"""Does the tasks of a job in step with its peers, writes what it measured, and ends.
+
+Run as ``python -m steelyard.runner.worker FOLDER RANK`` by :mod:`steelyard.runner.launch`, which sets the environment
+that caps the instruction set. The order of the first lines matters: affinity before torch is imported, threads after.
+Its standard input is a pipe from the driver; when that closes, the driver is gone and the worker ends at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+from .member import Member, say
+from .tasks import TASKS
+
+
+def main() -> None:
+    """Do the job in the folder as the member of the given rank."""
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    job = json.loads((folder / "job.json").read_text())
+    lane = job["lanes"][rank]
+    if lane["cpus"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, lane["cpus"])
+    import torch
+
+    torch.set_num_threads(lane["threads"])
+    member = Member(job, rank, folder)
+    say("done 0")
+    results = []
+    for number, task in enumerate(job["tasks"], 1):
+        results.append(TASKS[task["op"]](member, task))
+        say(f"done {number} {results[-1].get('loss', '')}".rstrip())
+    partial = folder / f".rank-{rank}.json"
+    partial.write_text(json.dumps(results))
+    partial.rename(folder / f"rank-{rank}.json")
+    if member.world > 1:
+        member.meet()
+        torch.distributed.destroy_process_group()
+
+
+def _end_with_driver() -> None:
+    """Block on standard input; its end means that the driver is gone."""
+    while os.read(0, 1):
+        pass
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""A worker within its group: its device, its peers, its clocks, the model with its gradients in one buffer."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Segment = tuple[str, int, float, float, float]
+"""Kind, micro-batch (-1: none), start and end (monotonic clock, s), seconds that the process had the processor."""
+
+WALL_OVER_CPU = 1.05
+"""A compute segment that takes this much longer than its processor time was disturbed."""
+PATIENCE = 30
+"""A member waits in a collective for so many times as long as the driver lets the whole group be silent."""
+CLOCK_S = 1e-4
+"""What the clocks and their reading may add to a segment."""
+RETRIED_SHARE = 0.2
+"""Retries in one launch, as a share of its tasks: on a host that is always busy, retrying gains nothing."""
+
+
+class Member:
+    """A worker within its group: the device, the model, its gradients in one flat buffer, the data."""
+
+    def __init__(self, job: dict[str, Any], rank: int, folder: Path) -> None:
+        import torch
+
+        self.job, self.rank, self.folder = job, rank, folder
+        self.lane = job["lanes"][rank]
+        self.world = len(job["lanes"])
+        self.device = torch.device(self.lane["torch_device"])
+        self.groups: dict[tuple[int, ...], Any] = {}
+        self.busy_probe: Callable[[], float] | None = None
+        self.retries_left = math.ceil(RETRIED_SHARE * len(job["tasks"]))
+        if self.world > 1:
+            self._join()
+        if "model" in job:
+            self._build()
+
+    def _build(self) -> None:
+        import numpy as np
+        import torch
+
+        from ..workload import build_model
+
+        job = self.job
+        self.model = build_model(job["model"], labels=job["labels"], seed=job["seed"]).to(self.device)
+        self.model.train()
+        self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.flat = flat_gradients(self.weights)
+        self.optimizer = make_optimizer(job["optimizer"], self.weights, job["learning_rate"])
+        with np.load(job["data"], allow_pickle=False) as arrays:
+            # Kept on the device: feeding the lanes is not what is measured here.
+            self.data = {name: torch.from_numpy(arrays[name]).to(self.device) for name in arrays.files}
+
+    def _join(self) -> None:
+        import torch.distributed as dist
+
+        # Long: a lane that has nothing to do waits for the others. The driver watches their signs of life.
+        self.timeout = timedelta(seconds=PATIENCE * self.job["timeout_s"])
+        all_cuda = all(lane["torch_device"].startswith("cuda") for lane in self.job["lanes"])
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.set_device(self.device)  # collectives would else guess the GPU from the rank
+        # A file, not TCPStore: that one listens on all interfaces, whatever host it is given.
+        store = dist.FileStore(str(self.folder / "rendezvous"), self.world)  # type: ignore[attr-defined]  # unlisted
+        dist.init_process_group(
+            "nccl" if all_cuda else "gloo", store=store, rank=self.rank, world_size=self.world, timeout=self.timeout
+        )
+        for ranks in sorted({tuple(task["ranks"]) for task in self.job["tasks"] if len(task.get("ranks", ())) > 1}):
+            self.groups[ranks] = dist.new_group(list(ranks), timeout=self.timeout)
+
+    def meet(self) -> None:
+        """Wait until every member is here."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def now(self) -> float:
+        """Monotonic seconds, the same clock in every process of the host, once the device has done its work."""
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+        return time.monotonic()
+
+    def clock(self) -> float:
+        """Seconds that run only while this process has the processor: what a segment would take undisturbed.
+
+        One thread: its processor time. Several: wall time less the time that they stood ready and were not run.
+        """
+        if self.lane["threads"] == 1:
+            return time.process_time()
+        threads: int = self.lane["threads"]
+        return time.monotonic() - run_delay_s() / threads
+
+    def disturbed(self, segment: Segment) -> bool:
+        """Whether a segment took over 5 % longer than it would have, had nobody else used the processor.
+
+        Only compute counts: a member that waits in a collective sleeps. A GPU's work shows in neither clock.
+        """
+        kind, _, start, end, own = segment
+        told = self.device.type == "cpu" and kind != "communication"
+        return told and end - start > WALL_OVER_CPU * own + CLOCK_S
+
+    def step(self, sizes: list[int], start: int, group: Any, segments: list[Segment]) -> float:
+        """One training step of this member: its micro-batches from sample ``start``, the all-reduce, the optimizer.
+
+        Gradients are of the mean loss over the *global* batch: each micro-batch adds its summed loss divided by the
+        global batch, and the all-reduce sums over the members, so unequal shares weigh as they should.
+
+        Returns:
+            This member's part of the mean loss.
+        """
+        import torch.distributed as dist
+
+        loss_sum = 0.0
+        for number, size in enumerate(sizes):
+            loss_sum += self.micro_batch(start, size, number, segments)
+            start += size
+        begin = self.now()
+        if group is not None:
+            dist.all_reduce(self.flat, group=group)
+        middle = self.now()
+        cpu = self.clock()
+        self.optimizer.step()
+        self.flat.zero_()
+        end = self.now()
+        if group is not None:
+            segments.append(("communication", -1, begin, middle, 0.0))
+        segments.append(("optimizer", -1, middle, end, self.clock() - cpu))
+        say("alive")
+        return loss_sum
+
+    def micro_batch(self, start: int, size: int, number: int, segments: list[Segment]) -> float:
+        """Forward and backward of some samples, gradients added; a fallback lane does it ``repeat`` times, averaged."""
+        repeat = self.lane["repeat"]
+        total = 0.0
+        for _ in range(repeat):
+            begin, cpu0 = self.now(), self.clock()
+            loss = self.loss(start, size) / repeat
+            middle, cpu1 = self.now(), self.clock()
+            loss.backward()
+            end, cpu2 = self.now(), self.clock()
+            segments.append(("forward", number, begin, middle, cpu1 - cpu0))
+            segments.append(("backward", number, middle, end, cpu2 - cpu1))
+            total += float(loss.detach())
+        return total
+
+    def loss(self, start: int, size: int) -> torch.Tensor:
+        """Cross-entropy summed over some samples, divided by the global batch."""
+        import torch
+
+        count = self.data["ids"].shape[0]
+        rows = torch.arange(start, start + size, device=self.device) % count
+        logits = self.model(input_ids=self.data["ids"][rows], attention_mask=self.data["mask"][rows]).logits
+        total = torch.nn.functional.cross_entropy(logits, self.data["labels"][rows], reduction="sum")
+        batch: int = self.job["global_batch"]
+        return total / batch
+
+
+def run_delay_s() -> float:
+    """Seconds that this process's threads have stood in the run queue; 0 where the system does not tell."""
+    delays = [task.read_text().split() for task in Path("/proc/self/task").glob("*/schedstat")]
+    return sum(int(fields[1]) for fields in delays) / 1e9
+
+
+def flat_gradients(weights: list[torch.nn.Parameter]) -> torch.Tensor:
+    """One buffer that holds all gradients; each parameter's ``grad`` becomes a view of it, so nothing is copied."""
+    import torch
+
+    flat = torch.zeros(sum(weight.numel() for weight in weights), dtype=weights[0].dtype, device=weights[0].device)
+    offset = 0
+    for weight in weights:
+        weight.grad = flat[offset : offset + weight.numel()].view_as(weight)
+        offset += weight.numel()
+    return flat
+
+
+def make_optimizer(name: str, weights: list[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """The workload's optimizer, fused where torch has it."""
+    import torch
+
+    if name == "adamw":
+        return torch.optim.AdamW(weights, lr=learning_rate, fused=True)
+    return torch.optim.SGD(weights, lr=learning_rate, momentum=0.9 if name == "momentum" else 0.0)
+
+
+def group_max(member: Member, value: float) -> float:
+    """The largest of the members' values, known to all of them."""
+    import torch
+    import torch.distributed as dist
+
+    if member.world < 2:
+        return value
+    tensor = torch.tensor([value], dtype=torch.float64, device=member.device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return float(tensor)
+
+
+def say(line: str) -> None:
+    """Tell the driver something: a sign of life after every step, and how many tasks are done."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,68 @@
+"""Tasks that train and judge: steps of a plan in a row, the gradient of one step, labels of held-out samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .member import Member, Segment
+
+EVALUATED_AT_ONCE = 256
+
+
+def gradients(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """The whole gradient vector of one step of a plan, as every participant holds it after the all-reduce."""
+    import torch.distributed as dist
+    from safetensors.torch import save_file
+
+    sizes = task["sizes"][member.rank]
+    start = sum(sum(each) for each in task["sizes"][: member.rank])
+    member.flat.zero_()
+    for size in sizes:
+        member.micro_batch(start, size, 0, [])
+        start += size
+    group = member.groups.get(tuple(task["ranks"]))
+    if group is not None and sizes:
+        dist.all_reduce(member.flat, group=group)
+    if sizes:
+        save_file({"gradient": member.flat.detach().cpu()}, task["file"] + f".{member.rank}")
+    norm = float(member.flat.norm())
+    member.flat.zero_()
+    return {"norm": norm}
+
+
+def train(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """Training steps that follow those of the task before; nothing is measured again."""
+    sizes = task["sizes"][member.rank]
+    group = member.groups.get(tuple(task["ranks"]))
+    first = sum(sum(each) for each in task["sizes"][: member.rank])
+    begin = member.now()
+    losses, busy = [], 0.0
+    for number in range(task["steps"] if sizes else 0):
+        segments: list[Segment] = []
+        start = first + (task["offset"] + number) * member.job["global_batch"]
+        losses.append(member.step(sizes, start, group, segments))
+        busy += sum(end - begin for kind, _, begin, end, _ in segments if kind != "communication")
+    last = losses[-1] if losses else 0.0
+    return {"losses": losses, "loss": last, "begin_s": begin, "end_s": member.now(), "busy_s": busy}
+
+
+def evaluate(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """Predicted and true labels of the held-out samples, on one member."""
+    import torch
+
+    if member.rank != task["rank"]:
+        return {"predicted": [], "labels": []}
+    member.model.eval()
+    predicted: list[int] = []
+    with torch.no_grad():
+        for start in range(0, len(member.data["test_ids"]), EVALUATED_AT_ONCE):
+            rows = slice(start, start + EVALUATED_AT_ONCE)
+            answer = member.model(
+                input_ids=member.data["test_ids"][rows], attention_mask=member.data["test_mask"][rows]
+            )
+            predicted += answer.logits.argmax(dim=1).tolist()
+    member.model.train()
+    return {"predicted": predicted, "labels": member.data["test_labels"].tolist()}
+
+
+TASKS = {"gradients": gradients, "train": train, "evaluate": evaluate}
