@@ -45,8 +45,11 @@ def config_data(config: str | Path | Mapping[str, Any] | PreTrainedConfig) -> di
     return {key: value for key, value in data.items() if key not in NOT_OURS}
 
 
-def settle(data: dict[str, Any], labels: int | None = None) -> PreTrainedConfig:
-    """A configuration object for training: no dropout, no cache of keys and values; padding is token 0."""
+def settle(data: dict[str, Any], labels: int | None = None, dropout: float = 0.0) -> PreTrainedConfig:
+    """A configuration object for training: no dropout but what is asked for, no cache of keys and values; pad token 0.
+
+    ``dropout`` is for elements only: paths and layers that are left out at random stay in.
+    """
     from transformers import AutoConfig
 
     rest = {key: value for key, value in data.items() if key != "model_type"}
@@ -59,7 +62,7 @@ def settle(data: dict[str, Any], labels: int | None = None) -> PreTrainedConfig:
         for each in (config, *_parts_of(config)):
             for key, value in list(vars(each).items()):
                 if "drop" in key and isinstance(value, float):
-                    setattr(each, key, 0.0)
+                    setattr(each, key, dropout if "dropout" in key else 0.0)
                 elif key == "apply_spec_augment":  # masks drawn at random, as dropout is
                     setattr(each, key, False)
         if labels is not None:

@@ -97,8 +97,8 @@ def plain_config(config: Mapping[str, Any], task: str) -> dict[str, Any]:
     return plain(settle(config_data(config)), task)
 
 
-def build_model(config: Mapping[str, Any], *, labels: int, seed: int) -> torch.nn.Module:
-    """The real module for a worker: random weights, dropout 0, fp32, on the CPU; it answers with ``.logits``.
+def build_model(config: Mapping[str, Any], *, labels: int, seed: int, dropout: float = 0.0) -> torch.nn.Module:
+    """The real module for a worker: random weights, fp32, on the CPU; it answers with ``.logits``.
 
     Equal arguments give equal weights in every process, whatever instruction sets it may use: torch's own random
     numbers differ between those, so the values are numpy's. What the family initialises to zero stays zero, and so do
@@ -108,13 +108,14 @@ def build_model(config: Mapping[str, Any], *, labels: int, seed: int) -> torch.n
         config: :attr:`Model.config`, or any transformers configuration with a ``model_type``.
         labels: number of classes.
         seed: of the weights.
+        dropout: probability of every dropout that the family has.
     """
     import torch
 
     data = config_data(config)
     if (task := data.pop("task", TASKS[0])) != TASKS[0]:
         raise InputError("workload.model", f"is a {task} model", "only sequence classifiers train in this version")
-    settled = settle(data, labels)
+    settled = settle(data, labels, dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = assemble(settled, TASKS[0])

@@ -135,6 +135,15 @@ class Training(Spec):
     """Optimizer steps of ``steelyard train``."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the texts that is only evaluated on."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of every dropout of the model while ``steelyard train`` trains it; predictions do not know of it."""
+    checkpoint_every_steps: Whole | None = None
+    """Steps between two checkpoints; 0: only at the end; None: the best by the failures of ``faults``, else by time."""
+    checkpoint_every_s: Positive = 10.0
+    """Predicted seconds of steps between two checkpoints, where nothing else says."""
+    keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 3
+    restarts: Annotated[int, Field(ge=0, le=100_000)] = 5
+    """Faults in a row without a new checkpoint between them that training starts anew after; then it gives up."""
 
 
 class Scenario(Spec):
