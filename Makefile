@@ -27,11 +27,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## The whole loop on this machine: calibrate, simulate, search, replay, compare, report (ARGS=--json)
 	$(BIN)/steelyard demo $(ARGS)
 
-test: $(STAMP)  ## Tests (without slow ones and benchmarks), with coverage by folder
-	$(BIN)/pytest -n 2 -m 'not slow and not bench' --cov --cov-report=term
+# Tracing every line doubles the time of numeric tests: CI asks for it (COVERAGE=--cov), people need not.
+COVERAGE ?=
+
+test: $(STAMP)  ## Tests (without slow ones and benchmarks); COVERAGE=--cov measures coverage by folder
+	$(BIN)/pytest -n 2 -m 'not slow and not bench' $(COVERAGE)
 
 slow: $(STAMP)  ## Tests that take longer: real lanes, kills, whole loops
-	$(BIN)/pytest -m 'slow and not bench' --cov --cov-append --cov-report=term
+	$(BIN)/pytest -m 'slow and not bench' $(if $(COVERAGE),$(COVERAGE) --cov-append)
 
 # No $(STAMP): whoever edits pyproject.toml can still lint without a network.
 lint:  ## Style, types, import direction (needs `make venv` once)
