@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ..results.errors import InputError, WorkerFailedError
 from .attention.verbs import attention
+from .export.verbs import export
 
 app = typer.Typer(
     name="steelyard",
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 app.add_typer(attention, name="attention")
+app.command()(export)
 
 DONE, CRASH, BAD_INPUT, GATE_FAILED, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
