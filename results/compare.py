@@ -14,7 +14,15 @@ from pydantic import Field
 
 from .errors import InputError
 from .ledger import step_times
-from .metrics import Launches, binomial_p_value, bootstrap_interval, kendall_tau, median, regret_percent
+from .metrics import (
+    Launches,
+    binomial_p_value,
+    bootstrap_interval,
+    interval_of,
+    kendall_tau,
+    median,
+    regret_percent,
+)
 from .record import SCHEMA_VERSION, Record, Run, digest
 
 BASELINE_POLICY = "uniform"
@@ -37,6 +45,12 @@ class Predicted(Record):
     p90_s: float
     interval_s: tuple[float, float]
     """80 % interval of the median of a fresh launch."""
+    launch_intervals_s: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """The same by the number of steps that a launch has, where that may differ from one to the next."""
+
+    def interval_of(self, steps: int) -> tuple[float, float]:
+        """The interval of the median of a fresh launch of so many steps, in seconds."""
+        return interval_of(self.launch_intervals_s, steps) or self.interval_s
 
 
 class Measured(Record):
@@ -204,7 +218,13 @@ def plan_row(prediction: Run) -> PlanRow:
         plan_sha256=manifest.plan_sha256,
         fidelity=summary.fidelity,
         lower_bound_step_time_s=summary.lower_bound_step_time_s,
-        predicted=Predicted(p10_s=times.p10, p50_s=times.p50, p90_s=times.p90, interval_s=summary.median_interval_s),
+        predicted=Predicted(
+            p10_s=times.p10,
+            p50_s=times.p50,
+            p90_s=times.p90,
+            interval_s=summary.median_interval_s,
+            launch_intervals_s=summary.launch_intervals_s,
+        ),
     )
 
 
@@ -234,7 +254,10 @@ def _pair(prediction: Run, run: Run, seed: int) -> Pair:
 
 
 def noise_floor_percent(pairs: Sequence[Pair], notes: list[str]) -> float | None:
-    """How far the same plan is from itself, |twin / original - 1|; the largest where there are several twins."""
+    """How far the same plan is from itself, |twin / original - 1|; the root of the mean square over several twins.
+
+    Not the largest of them: that grows with their number, and everything is judged against it.
+    """
     originals = {pair.row.label: pair for pair in pairs if pair.row.twin_of is None}
     found = []
     for twin in (pair for pair in pairs if pair.row.twin_of is not None):
@@ -245,7 +268,7 @@ def noise_floor_percent(pairs: Sequence[Pair], notes: list[str]) -> float | None
             found.append(100 * abs(twin.measured_s / original.measured_s - 1))
     if not found:
         notes.append("no noise floor: no plan was measured twice")
-    return max(found, default=None)
+    return math.sqrt(sum(each**2 for each in found) / len(found)) if found else None
 
 
 def weakest(fidelities: Iterable[str]) -> str:
@@ -282,16 +305,24 @@ def _ranking(pairs: Sequence[Pair], floor: float | None, seed: int, notes: list[
     return {"kendall_tau": tau, "kendall_pairs": judged, "kendall_pairs_total": total, "regret_percent": regret}
 
 
+def observations(pair: Pair) -> list[tuple[bool, float]]:
+    """What coverage counts: of each launch of a plan, whether its median is in the interval, and how wide that is.
+
+    The interval is the one predicted for the median of a fresh launch of as many steps; its width is in percent of the
+    predicted median.
+    """
+    found = []
+    for times in pair.launches.values():
+        low, high = pair.row.predicted.interval_of(len(times))
+        inside = low * (1 - ROUNDING) <= median([times]) <= high * (1 + ROUNDING)
+        found.append((inside, 100 * (high - low) / pair.predicted_s))
+    return found
+
+
 def _coverage(pairs: Sequence[Pair], notes: list[str]) -> dict[str, Any]:
-    inside = count = 0
-    widths = []
-    for pair in pairs:
-        low, high = pair.row.predicted.interval_s
-        widths.append(100 * (high - low) / pair.predicted_s)
-        count += len(pair.launches)
-        inside += sum(
-            low * (1 - ROUNDING) <= median([times]) <= high * (1 + ROUNDING) for times in pair.launches.values()
-        )
+    seen = [each for pair in pairs for each in observations(pair)]
+    inside, count = sum(each for each, _ in seen), len(seen)
+    widths = [width for _, width in seen]
     judged = count >= JUDGED_FROM
     if not judged:
         notes.append(f"coverage is not judged: {count} observations, it takes {JUDGED_FROM}")

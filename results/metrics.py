@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -58,6 +59,42 @@ def _resampled_medians(launches: Sequence[Sequence[float]], random: np.random.Ge
     lower, upper = ((counted > place).argmax(axis=1) for place in ((total - 1) // 2, total // 2))
     medians: NDArray[np.float64] = (steps[order][lower] + steps[order][upper]) / 2
     return medians
+
+
+def launch_intervals(launches: Sequence[Sequence[float]], counts: Iterable[int]) -> dict[str, tuple[float, float]]:
+    """80 % interval of the median of so many steps of a fresh launch, by the count; a launch must be that long.
+
+    Args:
+        launches: seconds of each simulated step, per launch.
+        counts: steps of a measured launch; keys of the answer, as texts.
+    """
+    import numpy as np
+
+    found = {}
+    for count in sorted(set(counts)):
+        medians = [
+            statistics.median(times[start : start + count])
+            for times in launches
+            for start in range(0, len(times) - count + 1, count)
+        ]
+        if medians:
+            low, high = np.quantile(medians, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+            found[str(count)] = (float(low), float(high))
+    return found
+
+
+def interval_of(intervals: Mapping[str, tuple[float, float]], steps: int) -> tuple[float, float] | None:
+    """The interval of a launch of so many steps: by logarithm between the counts at hand, else the nearest."""
+    if not intervals:
+        return None
+    counts = sorted(map(int, intervals))
+    upper = next((count for count in counts if count >= steps), counts[-1])
+    lower = next((count for count in reversed(counts) if count <= steps), counts[0])
+    (low, high), (other_low, other_high) = intervals[str(lower)], intervals[str(upper)]
+    if lower >= upper:
+        return other_low, other_high
+    part = math.log(steps / lower) / math.log(upper / lower)
+    return low + part * (other_low - low), high + part * (other_high - high)
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:

@@ -112,6 +112,8 @@ class Summary(Record):
     median_interval_s: tuple[float, float]
     """80 % interval of the median step time: of a fresh launch (simulated), bootstrapped over launches (measured)."""
     launch_median_step_time_s: list[float] = Field(default_factory=list)
+    launch_intervals_s: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Predictions that are to be measured: by the steps of a launch, 80 % interval of the median of a fresh one."""
     throughput_samples_per_s: float
     tokens_per_s: float
     mfu: float | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,26 +14,32 @@ from typing import Any
 
 from ..results.errors import InputError, WorkerFailedError
 from ..results.ledger import ledgers, quantiles, step_times
-from ..results.metrics import bootstrap_interval
+from ..results.metrics import bootstrap_interval, launch_intervals
 from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
 from ..results.store import code_provenance, to_json, write_run, write_text
 from ..sim import cost
 from ..sim.bounds import lower_bound_s
 from ..sim.disturbances import refuse_events
 from ..sim.engine import simulate
-from ..sim.noise import stream
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.summary import summarise
 from ..sim.view import Fixed, Policy, View, allocate, describe
-from .calibrate import START_S, Report, Tick, job_of
+from .calibrate import Report, Tick, job_of
 from .devices import NamedLane, available_cpus, fingerprint
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
+from .protocol import (
+    Launcher,
+    Measurement,
+    Subject,
+    contention,
+    counted_steps,
+    launch_steps,
+    measure,
+    spread_out,
+    twin_count,
+)
 
-BUSY_PERCENT = 5.0
-"""More disturbed compute segments than this, and the host counts as busy."""
-DRIFT_PERCENT = 10.0
-"""A host that runs this much faster or slower than at calibration is not the host that was calibrated."""
 LEAST_POINTS = 3
 """Calibrated sizes that must be left when those of the replayed plans are held out."""
 
@@ -59,6 +64,12 @@ class Entry:
     def ranks(self, names: Sequence[str]) -> list[int]:
         """Ranks of the lanes that take part."""
         return [rank for rank, sizes in enumerate(self.sizes(names)) if sizes]
+
+    @property
+    def predicted_s(self) -> float:
+        """Predicted median of a step, in seconds."""
+        assert self.prediction is not None, "asked before the plan was simulated"
+        return self.prediction.summary.step_time_s.p50
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ def replay(
         policies: baselines and winners; plans that are equal are measured once.
         runs: the folder of runs; the study becomes a folder in it.
         seed: of the predictions' noise and of the order of the rounds.
-        budget_s: cuts steps, never launches.
+        budget_s: time for the measurement, spent where the uncertainty is; without one the scenario's steps are made.
         notes: recorded with each run.
         report: gets lines for people.
         tick: gets the progress.
@@ -118,48 +129,42 @@ def replay(
     entries, sealed = predict(reduced, entries, folder, seed, all_notes)
     report(f"{len(entries)} plans predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     predicted = [entry.prediction for entry in entries if entry.prediction is not None]
-    entries.append(twin(entries))
-    steps = steps_within(scenario, entries, budget_s)
-    tasks = [
-        _tasks(scenario, entries, steps=steps, seed=seed, launch=number) for number in range(scenario.replay.launches)
-    ]
-    launches, stopped = run_launches(scenario, tasks, job, data, report=report, tick=tick)
-    if stopped is not None:
-        reason = "interrupted" if isinstance(stopped, KeyboardInterrupt) else f"stopped: {stopped}"
-        all_notes.append(f"{reason} after {len(launches)} of {len(tasks)} launches")
+    entries += twins(entries, twin_count(len(entries)))
+    measurement = measure(
+        scenario,
+        subjects_of(scenario, entries),
+        launcher(scenario, job, data, tick),
+        seed=seed,
+        budget_s=budget_s,
+        report=report,
+    )
+    all_notes += measurement.notes
     measured = [
-        measured_run(scenario, entry, index, launches, seed=seed, sealed=sealed, notes=all_notes)
+        measured_run(scenario, entry, index, measurement, seed=seed, sealed=sealed, notes=all_notes)
         for index, entry in enumerate(entries)
     ]
     for number, run in enumerate(measured):
         write_run(run, folder / f"{number:02d}-{slug(run.manifest.label)}-measured")
-    if isinstance(stopped, WorkerFailedError):
-        raise stopped  # what was complete is on disk
-    return Study(folder, predicted, measured, interrupted=stopped is not None)
+    if isinstance(measurement.stopped, WorkerFailedError):
+        raise measurement.stopped  # what was complete is on disk
+    return Study(folder, predicted, measured, interrupted=measurement.stopped is not None)
 
 
-def run_launches(
-    scenario: Scenario, tasks: Sequence[Sequence[Task]], job: Task, data: Path, *, report: Report, tick: Tick
-) -> tuple[list[LaunchResult], KeyboardInterrupt | WorkerFailedError | None]:
-    """Run the launches one after another; what ends them early is given back beside those that were complete.
-
-    Raises:
-        KeyboardInterrupt, WorkerFailedError: not one launch was complete.
-    """
+def launcher(scenario: Scenario, job: Task, data: Path, tick: Tick) -> Launcher:
+    """The way to run a launch: a fresh process for each of the scenario's lanes."""
     lanes = lanes_of(scenario)
-    launches: list[LaunchResult] = []
-    total = sum(map(len, tasks))
-    try:
-        for number, own in enumerate(tasks):
-            report(f"launch {number + 1} of {len(tasks)}: a fresh process per lane")
-            timeout_s = scenario.replay.timeout_s
-            progress = ticking(lanes[-1], tick, sum(map(len, tasks[:number])), total)
-            launches.append(run_group(lanes, own, job, timeout_s=timeout_s, data=data, progress=progress))
-    except (KeyboardInterrupt, WorkerFailedError) as stopped:
-        if not launches:
-            raise
-        return launches, stopped
-    return launches, None
+
+    def run(tasks: Sequence[Task], before: int, total: int) -> LaunchResult:
+        progress = ticking(lanes[-1], tick, before, total)
+        return run_group(lanes, tasks, job, timeout_s=scenario.replay.timeout_s, data=data, progress=progress)
+
+    return run
+
+
+def subjects_of(scenario: Scenario, entries: Sequence[Entry]) -> list[Subject]:
+    """What the workers are told of each plan, and how long a step of it is expected to take."""
+    names = [device.name for device in scenario.cluster.devices]
+    return [Subject({"sizes": entry.sizes(names), "ranks": entry.ranks(names)}, entry.predicted_s) for entry in entries]
 
 
 def lanes_of(scenario: Scenario) -> list[NamedLane]:
@@ -233,20 +238,23 @@ def predict(
 ) -> tuple[list[Entry], str]:
     """Simulate every plan and write the predictions, with their digest, to disk; nothing has been measured yet.
 
-    A simulated launch has as many steps as a measured one: the interval is that of such a launch's median.
+    The interval is that of the median of a launch with as many steps as the scenario asks for; a budget may make them
+    more or fewer, so those of other numbers stand beside it.
     """
-    counted = scenario.replay.rounds * steps_per_round(scenario)
-    sampling = scenario.sampling.model_copy(update={"steps": counted + 1})
+    counts = launch_steps(scenario)
+    sampling = scenario.sampling.model_copy(update={"steps": max(counts) + 1})
     scenario = scenario.model_copy(update={"sampling": sampling})
     predicted = []
     lines = []
     for number, entry in enumerate(entries):
         run = simulate(scenario, Fixed(entry.plan, entry.record), seed=seed, label=entry.label)
         manifest = run.manifest.model_copy(update={"notes": list(notes), "provenance": provenance(scenario)})
-        run = Run(manifest=manifest, plan=run.plan, summary=run.summary, events=run.events)
+        intervals = launch_intervals(list(step_times(run.events).values()), counts)
+        update = {"launch_intervals_s": intervals, "median_interval_s": intervals[str(counted_steps(scenario))]}
+        summary = run.summary.model_copy(update=update)
+        run = Run(manifest=manifest, plan=run.plan, summary=summary, events=run.events)
         write_run(run, folder / f"{number:02d}-{slug(entry.label)}-predicted")
         predicted.append(Entry(entry.label, entry.record, entry.plan, run))
-        summary = run.summary
         lines.append(
             {
                 "label": entry.label,
@@ -256,6 +264,7 @@ def predict(
                 "run_id": run.manifest.run_id,
                 "step_time_s": summary.step_time_s.model_dump(mode="json"),
                 "median_interval_s": list(summary.median_interval_s),
+                "launch_intervals_s": {count: list(ends) for count, ends in intervals.items()},
             }
         )
     sealed = digest(lines)
@@ -264,33 +273,19 @@ def predict(
     return predicted, sealed
 
 
-def twin(entries: Sequence[Entry]) -> Entry:
-    """The A/A twin: the plan that is predicted to be fastest, measured a second time as if it were another."""
-    best = min(entries, key=lambda entry: entry.prediction.summary.step_time_s.p50 if entry.prediction else 0.0)
-    return Entry(f"{best.label} (twin)", best.record, best.plan, best.prediction, twin_of=best.label)
-
-
-def steps_per_round(scenario: Scenario) -> int:
-    """Measured steps per plan, launch and round that the scenario asks for."""
-    return max(1, scenario.replay.steps // scenario.replay.rounds)
-
-
-def steps_within(scenario: Scenario, entries: Sequence[Entry], budget_s: float | None) -> int:
-    """Measured steps per plan, launch and round: what the scenario asks for, or what the budget allows."""
-    settings = scenario.replay
-    wanted = steps_per_round(scenario)
-    if budget_s is None:
-        return wanted
-    step_s = sum(entry.prediction.summary.step_time_s.p50 for entry in entries if entry.prediction)
-    left = budget_s / settings.launches - START_S - settings.rounds * settings.warmup_steps * step_s
-    return max(1, min(wanted, int(left / (settings.rounds * step_s))))
+def twins(entries: Sequence[Entry], count: int) -> list[Entry]:
+    """The A/A twins: plans measured a second time as if they were others, the one predicted to be fastest first."""
+    chosen = [entries[index] for index in spread_out([entry.predicted_s for entry in entries], count)]
+    return [
+        Entry(f"{each.label} (twin)", each.record, each.plan, each.prediction, twin_of=each.label) for each in chosen
+    ]
 
 
 def measured_run(
     scenario: Scenario,
     entry: Entry,
     index: int,
-    launches: Sequence[LaunchResult],
+    measurement: Measurement,
     *,
     seed: int,
     sealed: str,
@@ -298,6 +293,7 @@ def measured_run(
 ) -> Run:
     """Assemble one plan's run from what the workers of all launches measured of the ``index``-th entry."""
     names = [device.name for device in scenario.cluster.devices]
+    launches = measurement.launches
     rows = [row for number, launch in enumerate(launches) for row in _event_rows(launch, index, names, number)]
     events = event_frame(rows).sort_values(["launch", "start_s", "device"], kind="stable", ignore_index=True)
     times = step_times(events)
@@ -331,46 +327,13 @@ def measured_run(
         predicted_run_id=entry.prediction.manifest.run_id,
         twin_of=entry.twin_of,
         notes=list(notes),
-        provenance={**provenance(scenario), "contention": contention(scenario, launches, index)},
+        provenance={
+            **provenance(scenario),
+            "contention": contention(scenario, measurement, index),
+            "protocol": measurement.record(index),
+        },
     )
     return Run(manifest=manifest, plan=entry.plan.document(), summary=summary, events=events)
-
-
-def contention(scenario: Scenario, launches: Sequence[LaunchResult], index: int) -> dict[str, Any]:
-    """How disturbed the measurement was: segments that took longer than their processor time, and the host's drift.
-
-    The drift compares a fixed piece of work, done between the rounds, with the same at calibration. It sees what
-    processor time cannot: a neighbour on the same physical core, or another clock rate.
-    """
-    blocks = [
-        answer
-        for launch in launches
-        for rank in range(len(scenario.cluster.devices))
-        for task, answer in launch.of("block", rank)
-        if task["index"] == index and answer["steps"]
-    ]
-    contended = 100 * sum(block["contended"] for block in blocks) / len(blocks)
-    drift = {}
-    for rank, device in enumerate(scenario.cluster.devices):
-        seen = [answer["median_s"] for launch in launches for _, answer in launch.of("probe", rank)]
-        if device.probe_s is not None and seen:
-            drift[device.name] = 100 * (quantiles(seen).p50 / device.probe_s - 1)
-    reasons = []
-    if contended > BUSY_PERCENT:
-        reasons.append(f"{contended:.0f} % of the compute segments were disturbed")
-    for name, percent in drift.items():
-        if abs(percent) > DRIFT_PERCENT:
-            reasons.append(f"{name} runs {abs(percent):.0f} % {'slower' if percent > 0 else 'faster'} than calibrated")
-    return {
-        "busy": bool(reasons),
-        "reasons": reasons,
-        "contended_percent": contended,
-        # All ranks retry by common decision: one of them tells how often.
-        "retries": sum(
-            answer["retries"] for launch in launches for task, answer in launch.of("block", 0) if task["index"] == index
-        ),
-        "drift_percent": drift,
-    }
 
 
 def provenance(scenario: Scenario) -> dict[str, Any]:
@@ -396,32 +359,6 @@ def study_name(scenario: Scenario, seed: int) -> str:
 def slug(label: str) -> str:
     """A label as part of a file name."""
     return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")[:48]
-
-
-def _tasks(scenario: Scenario, entries: Sequence[Entry], *, steps: int, seed: int, launch: int) -> list[Task]:
-    """One launch: every plan in every round, in an order of the round's own, with a speed probe before each round."""
-    names = [device.name for device in scenario.cluster.devices]
-    order = random.Random(int(stream(seed, "rounds", launch).integers(2**32)))  # noqa: S311 - an order, not a secret
-    tasks: list[Task] = []
-    for number in range(scenario.replay.rounds):
-        tasks.append({"op": "probe"})
-        indices = list(range(len(entries)))
-        order.shuffle(indices)
-        for index in indices:
-            tasks.append(
-                {
-                    "op": "block",
-                    "index": index,
-                    "round": number,
-                    "sizes": entries[index].sizes(names),
-                    "ranks": entries[index].ranks(names),
-                    "steps": steps,
-                    "warmup": max(1, scenario.replay.warmup_steps),
-                    "offset": number * steps,
-                }
-            )
-    tasks.append({"op": "probe"})
-    return tasks
 
 
 def _event_rows(launch: LaunchResult, index: int, names: Sequence[str], number: int) -> list[Row]:

@@ -15,17 +15,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from steelyard.policies import make_policy
 from steelyard.results.compare import compare
 from steelyard.results.errors import InputError
 from steelyard.results.record import Run, digest
 from steelyard.results.report import report
 from steelyard.results.store import find_runs, read_run
-from steelyard.runner import replay as module
-from steelyard.runner.calibrate import START_S
 from steelyard.runner.devices import NamedLane
+from steelyard.runner.protocol import counted_steps
 from steelyard.runner.replay import (
     Entry,
     Study,
@@ -34,8 +31,7 @@ from steelyard.runner.replay import (
     lanes_of,
     predict,
     replay,
-    steps_within,
-    twin,
+    twins,
 )
 from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
 from steelyard.sim.spec import Scenario, load_scenario
@@ -136,54 +132,30 @@ def test_prediction_file_seals_itself(tiny_scenario: Scenario, tmp_path: Path) -
     assert len(again) == len(entries)
 
 
-def test_twin_is_the_plan_that_is_predicted_to_be_fastest(tiny_scenario: Scenario, tmp_path: Path) -> None:
+def test_twins_are_the_fastest_plan_and_others_far_from_it(tiny_scenario: Scenario, tmp_path: Path) -> None:
     entries, _ = predicted_entries(tiny_scenario, tmp_path / "study")
-    made = twin(entries)
-    medians = {entry.label: entry.prediction.summary.step_time_s.p50 for entry in entries if entry.prediction}
-    assert made.twin_of == min(medians, key=lambda label: medians[label])
-    assert made.label not in medians
-    assert made.plan == next(entry.plan for entry in entries if entry.label == made.twin_of)
+    medians = {entry.label: entry.predicted_s for entry in entries}
+    (alone,) = twins(entries, 1)
+    assert alone.twin_of == min(medians, key=lambda label: medians[label])
+    assert alone.plan == next(entry.plan for entry in entries if entry.label == alone.twin_of)
+    made = twins(entries, 3)
+    assert made[0] == alone
+    assert made[-1].twin_of == max(medians, key=lambda label: medians[label])
+    assert len({each.label for each in made} | set(medians)) == len(made) + len(medians)
 
 
-@pytest.fixture(scope="module")
-def entries_with_times(tiny_scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
-    entries, _ = predicted_entries(tiny_scenario, tmp_path_factory.mktemp("budget"))
-    return [*entries, twin(entries)]
-
-
-@given(budget=st.floats(0.001, 1e5), more=st.floats(1.0, 10.0), steps=st.integers(1, 100), rounds=st.integers(1, 10))
-def test_budget_cuts_steps_and_never_below_one(
-    tiny_scenario: Scenario,
-    entries_with_times: list[Entry],
-    budget: float,
-    more: float,
-    steps: int,
-    rounds: int,
+def test_intervals_are_sealed_for_every_number_of_steps_and_narrow_with_it(
+    tiny_scenario: Scenario, tmp_path: Path
 ) -> None:
-    settings = tiny_scenario.replay.model_copy(update={"steps": steps, "rounds": rounds})
-    scenario = tiny_scenario.model_copy(update={"replay": settings})
-    wanted = steps_within(scenario, entries_with_times, None)
-    cut = steps_within(scenario, entries_with_times, budget)
-    assert wanted == max(1, steps // rounds)
-    assert 1 <= cut <= wanted
-    assert cut <= steps_within(scenario, entries_with_times, budget * more)
-    step_s = sum(entry.prediction.summary.step_time_s.p50 for entry in entries_with_times if entry.prediction)
-    total = settings.launches * (START_S + rounds * (settings.warmup_steps + cut) * step_s)
-    assert cut == 1 or total <= budget * (1 + 1e-9)
-
-
-def test_every_round_runs_every_plan_in_an_order_of_its_own(
-    tiny_scenario: Scenario, entries_with_times: list[Entry]
-) -> None:
-    settings = tiny_scenario.replay.model_copy(update={"rounds": 6})
-    scenario = tiny_scenario.model_copy(update={"replay": settings})
-    tasks = module._tasks(scenario, entries_with_times, steps=2, seed=1, launch=0)
-    assert tasks == module._tasks(scenario, entries_with_times, steps=2, seed=1, launch=0)
-    assert tasks != module._tasks(scenario, entries_with_times, steps=2, seed=1, launch=1)
-    orders = [[task["index"] for task in tasks if task.get("round") == number] for number in range(6)]
-    assert all(sorted(order) == list(range(len(entries_with_times))) for order in orders)
-    assert len({tuple(order) for order in orders}) > 1
-    assert sum(task["op"] == "probe" for task in tasks) == 7  # before each round and at the end
+    entries, _ = predicted_entries(tiny_scenario, tmp_path / "study")
+    lines = json.loads((tmp_path / "study" / "predictions.json").read_text())["predictions"]
+    for entry, line in zip(entries, lines, strict=True):
+        assert entry.prediction is not None
+        found = entry.prediction.summary.launch_intervals_s
+        assert {count: list(ends) for count, ends in found.items()} == line["launch_intervals_s"]
+        assert found[str(counted_steps(tiny_scenario))] == entry.prediction.summary.median_interval_s
+        widths = [found[key][1] - found[key][0] for key in sorted(found, key=int)]
+        assert widths[-1] < widths[0]
 
 
 # ---- one real study, looked at from all sides ----
@@ -363,12 +335,12 @@ def test_the_folder_is_read_by_compare_and_report(watched: Watched, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_budget_that_is_too_small_still_measures_every_launch(tiny_scenario: Scenario, tmp_path: Path) -> None:
+def test_a_budget_that_is_too_small_measures_once_and_says_so(tiny_scenario: Scenario, tmp_path: Path) -> None:
     study = replay(tiny_scenario, policies_of(tiny_scenario)[:2], tmp_path / "runs", budget_s=0.01)
-    rounds = tiny_scenario.replay.rounds
     for run in study.measured:
-        assert len(run.summary.launch_median_step_time_s) == tiny_scenario.replay.launches
-        assert run.summary.steps == tiny_scenario.replay.launches * rounds
+        assert len(run.summary.launch_median_step_time_s) == 1
+        assert run.summary.steps == tiny_scenario.replay.rounds
+        assert "the budget allowed 1 of 2 launches" in run.manifest.notes
 
 
 LONGER = ["--set", "replay.launches=3", "--set", "replay.steps=60"]
