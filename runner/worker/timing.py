@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+from ..stationary import MOST_WARMUP, warming
 from .contention import undisturbed
 from .member import Member, Segment
 
@@ -44,7 +46,11 @@ def all_reduce(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def block(member: Member, task: dict[str, Any]) -> dict[str, Any]:
-    """Consecutive steps of a plan: segments of each step (the last warm-up step is the lead-in, step 0), and losses."""
+    """Consecutive steps of a plan: segments of each step (the last warm-up step is the lead-in, step 0), and losses.
+
+    Before the lead-in, members step until all of them have stopped getting faster; ``warmup`` says how many steps were
+    left out, the lead-in included, and ``settled`` whether that was enough.
+    """
     sizes = task["sizes"][member.rank]
     group = member.groups.get(tuple(task["ranks"]))
     first = sum(sum(each) for each in task["sizes"][: member.rank])
@@ -52,17 +58,46 @@ def block(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     def once() -> dict[str, Any]:
         steps: list[list[Segment]] = []
         losses: list[float] = []
+
+        def step() -> None:
+            steps.append([])
+            start = first + (task["offset"] + len(losses)) * member.job["global_batch"]
+            losses.append(member.step(sizes, start, group, steps[-1]))
+
         member.meet()
-        for number in range(task["warmup"] + task["steps"] if sizes else 0):
-            segments: list[Segment] = []
-            start = first + (task["offset"] + number) * member.job["global_batch"]
-            losses.append(member.step(sizes, start, group, segments))
-            if number >= task["warmup"] - 1:
-                steps.append(segments)
+        warm, settled = warm_up(member, task, step, group) if sizes else (0, True)
+        for _ in range(1 + task["steps"] if sizes else 0):
+            step()
         member.meet()
-        return {"steps": steps, "losses": losses}
+        return {"steps": steps[warm:], "losses": losses, "warmup": warm + 1, "settled": settled}
 
     return undisturbed(member, once)
+
+
+def warm_up(member: Member, task: dict[str, Any], step: Callable[[], None], group: Any) -> tuple[int, bool]:
+    """Step until every member has stopped getting faster, or the bound is reached: steps made, and whether it was not.
+
+    Where a single step is asked for, the lead-in is it.
+    """
+    times: list[float] = []
+    most = task.get("most_warmup", MOST_WARMUP)
+    while task["warmup"] > 1 and agreed(member, warming(times, task["warmup"], most), group):
+        begin = member.now()
+        step()
+        times.append(member.now() - begin)
+    return len(times), len(times) < max(most, task["warmup"] + 1)
+
+
+def agreed(member: Member, wish: bool, group: Any) -> bool:
+    """Whether any member of a group wishes something; without a group, whether this one does."""
+    import torch
+    import torch.distributed as dist
+
+    if group is None:
+        return wish
+    votes = torch.tensor([float(wish)], device=member.device)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=group)
+    return bool(votes.item() > 0)
 
 
 TASKS = {"profile": profile, "all_reduce": all_reduce, "block": block}
