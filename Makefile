@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := runner,demo,cluster,testing,dashboard,samplers,dev
 
-.PHONY: help venv demo test slow lint bench baselines publish validate exhaust attention clean
+.PHONY: help venv demo test slow lint bench baselines publish suite validate exhaust attention clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,10 @@ baselines: $(STAMP)  ## Record the shipped scenarios anew in results/baselines/,
 
 publish: $(STAMP)  ## Write results/scoreboard/ from a demo and the benchmarks: the figures that the README quotes
 	$(BIN)/python tests/bench/publish.py
+
+suite: $(STAMP)  ## Replay the suite (ARGS="--budget 40m"; goes on where it ended): results/scoreboard/suite.json
+	$(BIN)/steelyard replay --suite $(ARGS)
+	$(BIN)/python tests/bench/publish.py --suite
 
 exhaust: $(STAMP)  ## The whole library on 100,000 generated scenarios (half an hour): results/scoreboard/exhaust.json
 	$(BIN)/python tests/exhaust.py $(ARGS)

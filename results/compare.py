@@ -33,6 +33,8 @@ JUDGED_FROM = 50
 """Coverage of fewer observations is printed with its count and not judged."""
 NOISY_PERCENT = 5.0
 """A plan that differs from itself by more than this was not measured on a quiet host, whatever the clocks say."""
+BALANCED_PERCENT = 3.0
+"""Plans predicted within this of the best one are at the balance point: the predictions that a choice rests on."""
 FIDELITIES = ("datasheet", "calibrated", "profiled")
 """Weakest first."""
 
@@ -98,6 +100,9 @@ class Comparison(Record):
     measured_best: str
     """Label of the plan with the least measured median."""
     mean_error_percent: float
+    balance_error_percent: float
+    """Mean signed error of the plans predicted within 3 % of the best one: optimism shows here first."""
+    balance_plans: int
     mape_percent: float
     mape_drift_adjusted_percent: float | None
     """The same after each prediction is multiplied by the drift of its devices since calibration: a diagnostic."""
@@ -119,6 +124,8 @@ class Comparison(Record):
     """Mean width of the predicted intervals, of the predicted median."""
     noise_floor_percent: float | None
     speedup_over_uniform: float | None
+    optimum_share_percent: float | None = None
+    """Of the throughput that the lanes' tables allow any data-parallel split, what the best measured plan reaches."""
     busy: bool
     notes: list[str] = Field(default_factory=list)
 
@@ -173,6 +180,7 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
         measured_best=best.row.label,
         noise_floor_percent=floor,
         speedup_over_uniform=_speedup(own, picked, notes),
+        optimum_share_percent=_optimum_share(runs, best),
         busy=any(pair.row.busy for pair in pairs) or (floor is not None and floor > NOISY_PERCENT),
         **_errors(own),
         **_ranking(own, floor, seed, notes),
@@ -283,8 +291,16 @@ def _errors(pairs: Sequence[Pair]) -> dict[str, Any]:
     adjusted = [
         abs(100 * (pair.predicted_s * pair.drift / pair.measured_s - 1)) for pair in pairs if pair.drift is not None
     ]
+    least_s = min(pair.predicted_s for pair in pairs)
+    balanced = [
+        error
+        for pair, error in zip(pairs, errors, strict=True)
+        if pair.predicted_s <= (1 + BALANCED_PERCENT / 100) * least_s
+    ]
     return {
         "mean_error_percent": sum(errors) / len(errors),
+        "balance_error_percent": sum(balanced) / len(balanced),
+        "balance_plans": len(balanced),
         "mape_percent": sum(map(abs, errors)) / len(errors),
         "mape_drift_adjusted_percent": sum(adjusted) / len(adjusted) if len(adjusted) == len(pairs) else None,
         "worst_error_percent": abs(errors[worst]),
@@ -341,6 +357,13 @@ def _speedup(pairs: Sequence[Pair], picked: Pair, notes: list[str]) -> float | N
         notes.append(f"no speed-up: the {BASELINE_POLICY} plan was not measured")
         return None
     return uniform.measured_s / picked.measured_s
+
+
+def _optimum_share(runs: Sequence[Run], best: Pair) -> float | None:
+    """The bound over the best measured median, in percent; above 100 the lanes were faster than when calibrated."""
+    bounds = [run.summary.split_bound_step_time_s for run in runs if run.manifest.kind == "measured"]
+    known = [each for each in bounds if each is not None]
+    return 100 * min(known) / best.measured_s if known else None
 
 
 def _predicted_ids(measured: Sequence[Run]) -> list[str]:

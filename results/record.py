@@ -127,6 +127,8 @@ class Summary(Record):
     lower_bound_step_time_s: float
     gap_to_bound: float
     """(p50 step time - bound) / bound; a data-parallel plan has the bound of such plans, another that of all."""
+    split_bound_step_time_s: float | None = None
+    """Measured runs: the least step of any data-parallel split with its all-reduce, by the lanes' tables, no noise."""
     work_bound_step_time_s: float | None = None
     """Simulated runs: the bound of all plans, by which data-parallel and other plans compare."""
     critical_path: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .compare import Comparison, PlanRow
+from .compare import BALANCED_PERCENT, Comparison, PlanRow
 from .groups import groups
 from .record import LEDGER_LINES, Run
 
@@ -108,7 +108,12 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
     adjusted = each.mape_drift_adjusted_percent
     drift = "" if adjusted is None else f"; {adjusted:.1f} % after each device's drift since calibration"
     return [
-        ("mean error", percent(each.mean_error_percent), "with its sign; above 0: predicted too slow"),
+        (
+            "mean error",
+            percent(each.mean_error_percent),
+            f"with its sign; above 0: predicted too slow. At the balance point {percent(each.balance_error_percent)} "
+            f"({each.balance_plans} plans predicted within {BALANCED_PERCENT:.0f} % of the best)",
+        ),
         (
             "mean absolute error",
             percent(each.mape_percent, sign=False),
@@ -133,7 +138,14 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
             NONE if each.speedup_over_uniform is None else f"{each.speedup_over_uniform:.2f} x",
             f"of the simulator's pick, {each.picked}, as measured",
         ),
+        *_optimum(each),
     ]
+
+
+def _optimum(comparison: Comparison) -> list[tuple[str, str, str]]:
+    share = comparison.optimum_share_percent
+    meaning = "throughput of the best plan measured, of what the tables allow any split with its all-reduce"
+    return [] if share is None else [("share of the optimum", percent(share, sign=False), meaning)]
 
 
 def headlines(comparison: Comparison) -> list[str]:

@@ -21,6 +21,7 @@ from ..sim.workload import Name, NonNegative, Spec, Workload
 from .data import training_data
 from .devices import LaneFile, NamedLane, Offer, default_lanes, fingerprint
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
+from .waking import waking_points, waking_tasks
 
 START_S = 8.0
 """What a group of workers takes to start, for the estimate of the time needed."""
@@ -226,6 +227,7 @@ def build_profile(workload: Workload, results: Sequence[LaunchResult], rank: int
         optimizer_s=median(median(_optimizer_s(launch, rank)) for launch in results),
         step_residuals=thin(residuals),
         launch_residuals=launch_offsets(offsets),
+        waking=waking_points(results, rank),
     )
 
 
@@ -460,7 +462,7 @@ def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibra
     shuffle = random.Random(int(stream(launch, "calibrate").integers(2**32)))  # noqa: S311 - an order, not a secret
     ranks = list(range(lanes))
     tasks: list[Task] = []
-    for _ in range(effort.rounds):
+    for number in range(effort.rounds):
         tasks.append({"op": "probe"})
         own = [
             {"op": "profile", "micro_batch": size, "seconds": effort.seconds_per_point, "least": effort.least_steps}
@@ -470,6 +472,8 @@ def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibra
             own += [
                 {"op": "all_reduce", "bytes": size, "repeats": 8, "ranks": ranks} for size in collective_sizes(workload)
             ]
+        if number == 0:
+            own += waking_tasks(sizes, lanes)
         shuffle.shuffle(own)
         tasks += own
     return tasks

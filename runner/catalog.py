@@ -66,6 +66,22 @@ CATALOG: dict[str, Entry] = {
             "max_position_embeddings": 64,
         },
     ),
+    "gpt2-tiny-text": Entry(
+        "GPT-2 sequence classifier of 2 M parameters for short texts: for lanes",
+        "sized for the suite of replays",
+        {**_gpt2(4, 4, 128, 64), "vocab_size": 8192, "bos_token_id": None, "eos_token_id": None},
+    ),
+    "llama-tiny-text": Entry(
+        "Llama sequence classifier of 2 M parameters for short texts: for lanes",
+        "sized for the suite of replays",
+        {
+            **_llama(4, 4, 128, 344, 64),
+            "vocab_size": 8192,
+            "num_key_value_heads": 2,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+    ),
     "bert-base": Entry(
         "BERT base sequence classifier (12 layers, hidden 768)",
         BERT_SOURCE,

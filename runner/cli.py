@@ -53,7 +53,9 @@ Names = Annotated[
         "--policy", "-p", help="Names only (or module:Class): the search sets the parameters. Repeatable; commas too."
     ),
 ]
-Budget = Annotated[str | None, typer.Option(help="Time for the measurement, as 90s or 5m: cuts steps, never launches.")]
+Budget = Annotated[
+    str | None, typer.Option(help="Time for the measurement, as 90s or 5m: spent where the uncertainty is.")
+]
 
 RUNS = Path("runs")
 
@@ -331,11 +333,16 @@ def search(
 
 @app.command()
 def replay(
-    scenario: ScenarioArgument,
+    scenario: Annotated[
+        str | None, typer.Argument(help="Scenario file or shipped name; with --suite, the suite's.", metavar="SCENARIO")
+    ] = None,
     policy: Policies = [],
     settings: Settings = [],
     seed: Seed = None,
     budget: Budget = None,
+    suite: Annotated[
+        bool, typer.Option("--suite", help="Replay a whole suite (full, small or a file), going on where it ended.")
+    ] = False,
     force: Force = False,
     as_json: Json = False,
     runs: RunsFolder = RUNS,
@@ -344,7 +351,12 @@ def replay(
     from .replay import replay as measure
     from .show import progress
 
-    budget_s, policies = _seconds(budget), _policies(policy)
+    budget_s = _seconds(budget)
+    if suite:
+        return _suite(scenario or "full", policy, settings, runs, seed, budget_s, as_json)
+    if scenario is None:
+        raise InputError("SCENARIO", "is missing", "give a scenario, or --suite")
+    policies = _policies(policy)
     loaded, notes = _load(scenario, settings, runs, force, real=True)
     console = _console()
     with progress(console, "measuring") as tick:
@@ -710,6 +722,30 @@ def _studied(scenario: Any, policies: list[Any], seeds: int, seed: int | None, a
     _emit(result.document(), as_json, result.rows(), f"{scenario.name}: {seeds} seeds")
     for line in result.notes():
         _console(stdout=not as_json).print(line, highlight=False)
+
+
+def _suite(
+    name: str,
+    policy: list[str],
+    settings: list[str],
+    runs: Path,
+    seed: int | None,
+    budget_s: float | None,
+    as_json: bool,
+) -> int:
+    from .show import progress
+    from .suite.verbs import replay_suite
+
+    if policy or settings:
+        raise InputError("--suite", "takes no --policy and no --set", "write them into a suite file")
+    console = _console()
+    result, rows, lines = replay_suite(
+        name, runs, seed=seed, budget_s=budget_s, report=console.print, bar=lambda title: progress(console, title)
+    )
+    _emit(result.document(), as_json, [dict(row) for row in rows], f"suite {result.suite}")
+    for line in lines:
+        _console(stdout=not as_json).print(line, highlight=False)
+    return INTERRUPTED if result.interrupted else DONE
 
 
 def _compared(runs: list[Any], as_json: bool, folder: Path | None) -> None:

@@ -19,6 +19,7 @@ from .pull import pooled
 from .roofline import LEAST_S
 from .schedule import deal_samples
 from .spec import Scenario
+from .waking import with_waking
 
 
 @dataclass(slots=True)
@@ -52,6 +53,10 @@ def compile_plan(scenario: Scenario, plan: Plan, *, apart: bool = False, folded:
     """
     if plan.dispatch == "pull":
         return replace(_Compiler(scenario, pooled(plan), apart=True, folded=False).program(), pulled=True)
+    return with_waking(_compiled(scenario, plan, apart=apart, folded=folded), scenario.cluster.by_name)
+
+
+def _compiled(scenario: Scenario, plan: Plan, *, apart: bool, folded: bool) -> Program:
     compiler = _Compiler(scenario, plan, apart=apart, folded=folded)
     program = compiler.program()
     if not program.stands_for:

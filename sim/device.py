@@ -68,6 +68,14 @@ class ProfilePoint(Spec):
     steps: Count = 1
 
 
+class WakePoint(Spec):
+    """What a step costs more when its device was blocked in a collective before it."""
+
+    blocked_s: Positive
+    """From its own entry to its exit: the wait for the others, and the collective."""
+    extra_s: NonNegative
+
+
 class Profile(Spec):
     """What was measured of one workload on one device."""
 
@@ -79,6 +87,8 @@ class Profile(Spec):
     """measured / fitted - 1 of single compute segments within a launch: the noise of a step."""
     launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
     """The same of whole launches: how far one fresh process is from the next."""
+    waking: list[WakePoint] = Field(default_factory=list)
+    """Empty: the device does not slow down by sleeping."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -27,8 +27,10 @@ FIGURE = ROOT / "docs" / "figures" / "loop.png"
 
 
 def main() -> None:
-    """Measure and write, or with ``--readme`` only write."""
-    if "--readme" not in sys.argv:
+    """Measure and write, with ``--suite`` keep what a suite came to, or with ``--readme`` only write."""
+    if "--suite" in sys.argv:
+        publish_suite()
+    elif "--readme" not in sys.argv:
         publish()
     README.write_text(rendered(README.read_text()))
 
@@ -50,6 +52,18 @@ def publish() -> None:
         scores = json.loads(run([program("steelyard"), "validate", str(DATA), "--json"], dict(os.environ)))
         _write("validation.json", {**scores, "date": datetime.now(UTC).date().isoformat()})
     _write_figure(ROOT / Path(document["report"]).parent / "figures")
+
+
+def publish_suite() -> None:
+    """Keep the verdict of the suite that ``steelyard replay --suite`` has measured, without its events and paths."""
+    from steelyard.runner.devices import fingerprint
+
+    document = json.loads((ROOT / "runs" / "suite-full" / "suite.json").read_text())
+    document["cases"] = [
+        {key: value for key, value in case.items() if key not in ("folder", "observations")}
+        for case in document["cases"]
+    ]
+    _write("suite.json", {**document, "date": datetime.now(UTC).date().isoformat(), "host": fingerprint()})
 
 
 def program(name: str) -> str:
@@ -82,6 +96,7 @@ def rendered(text: str) -> str:
         ("bench", bench_lines(bench)),
         ("attention", attention_lines(json.loads((SCOREBOARD / "attention.json").read_text()))),
         ("exhaust", exhaust_lines()),
+        ("suite", suite_lines()),
         ("validated", validated_lines(demo)),
     ):
         body = "\n".join(lines)
@@ -202,6 +217,54 @@ def validated_lines(demo: dict[str, Any]) -> list[str]:
         f"{host['system']}, Python {host['python']}, torch {host['torch']}, transformers {host['transformers']}"
         + (", on a busy or noisy host." if demo["busy"] else ".")
     ]
+
+
+def suite_lines() -> list[str]:
+    """What a wider suite of replays came to: each aim, then each case."""
+    place = SCOREBOARD / "suite.json"
+    if not place.exists():
+        return ["`make suite` has not been run on this version."]
+    found = json.loads(place.read_text())
+    lines = ["| over all cases | figure | aim | |", "|---|---|---|---|"]
+    for each in found["criteria"]:
+        value = "-" if each["value"] is None else f"{each['value']:.2f}"
+        met = "not judged" if each["met"] is None else "met" if each["met"] else "**missed**"
+        lines.append(f"| {each['what']} | {value} | {each['limit']} | {met} |")
+    columns = (
+        "case | lanes | plans | signed error | absolute | worst | τ | regret | coverage (width) | noise floor | host"
+    )
+    lines += ["", f"| {columns} |", "|---" * 11 + "|", *(_case_line(case) for case in found["cases"] if case["lanes"])]
+    host = found["host"]
+    skipped = "; ".join(f"{what}: {why}" for what, why in found["skipped"].items())
+    return [
+        *lines,
+        "",
+        f"On {found['date']}, {host['cores']} cores of {host['cpu']}, by `make suite`; "
+        f"{found.get('coverage_count', 0)} launch medians are pooled in the coverage. "
+        + (f"Skipped: {skipped}." if skipped else "Nothing was skipped."),
+    ]
+
+
+def _case_line(case: dict[str, Any]) -> str:
+    found = case["comparison"]
+    tau = "-" if found["kendall_tau"] is None else f"{found['kendall_tau']:.2f}"
+    regret = "-" if found["regret_percent"] is None else f"{found['regret_percent']:.1f} %"
+    cells = [
+        case["name"]
+        + (", shared cores" if case["shares_cores"] else "")
+        + (", shaped links" if case["shaped"] else ""),
+        str(case["lanes"]),
+        str(sum(row["twin_of"] is None for row in found["plans"])),
+        f"{found['mean_error_percent']:+.1f} %",
+        f"{found['mape_percent']:.1f} %",
+        f"{found['worst_signed_error_percent']:+.1f} %",
+        tau,
+        regret,
+        f"{found['coverage_percent']:.0f} % ({found['interval_width_percent']:.1f} %)",
+        "-" if found["noise_floor_percent"] is None else f"{found['noise_floor_percent']:.1f} %",
+        "busy" if found["busy"] else "quiet",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def bench_lines(bench: dict[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Suites: many replays, each predicted before it is measured, judged together."""

@@ -1,0 +1,177 @@
+"""run_suite(): every case of a suite, one after the other, what is complete kept on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ...results.compare import compare, observations, paired
+from ...results.errors import InputError, WorkerFailedError
+from ...results.pooled import CaseResult, Observation, SuiteResult, suite_result
+from ...results.record import Run
+from ...results.store import read_text, to_json, write_text
+from ...sim.spec import MAX_INPUT_BYTES, Scenario, scenario_from
+from ..calibrate import Report, Tick, calibrate, resolver
+from ..launch import require_torch
+from ..replay import Study, lanes_of, replay
+from .cases import AUTO, Case, Suite, runnable
+
+RESULT = "case.json"
+LEAST_CASE_S = 30.0
+"""A case for which less of the budget is left is not begun."""
+
+Bar = Callable[[str], AbstractContextManager[Tick]]
+
+
+def run_suite(
+    suite: Suite,
+    runs: Path,
+    *,
+    seed: int = 0,
+    budget_s: float | None = None,
+    again: bool = False,
+    report: Report = lambda line: None,
+    bar: Bar,
+) -> SuiteResult:
+    """Calibrate, predict and measure case by case; a case that is complete on disk is not made again.
+
+    The suite's folder is ``runs/suite-NAME``; interrupted or out of budget, the same command goes on where it ended.
+
+    Args:
+        suite: the cases.
+        runs: the folder of runs.
+        seed: of predictions and orders.
+        budget_s: for all cases that are still to be measured, calibrations included.
+        again: measure also what is complete.
+        report: gets lines for people.
+        bar: shows the progress of a part.
+
+    Raises:
+        InputError: torch is not installed, or the suite itself is wrong.
+    """
+    require_torch()
+    place = runs / f"suite-{suite.name}"
+    begin = time.monotonic()
+    kept: dict[str, CaseResult] = {}
+    for case in suite.cases:
+        found = None if again else read_case(place / case.name, suite.digest(case, seed))
+        if found is not None:
+            report(f"{case.name}: complete since {found.date}")
+            kept[case.name] = found
+    notes: list[str] = []
+    interrupted = False
+    todo = [case for case in suite.cases if case.name not in kept]
+    for number, case in enumerate(todo):
+        left_s = None if budget_s is None else budget_s - (time.monotonic() - begin)
+        if left_s is not None and left_s < LEAST_CASE_S:
+            notes.append(f"the budget ended before {len(todo) - number} of {len(suite.cases)} cases")
+            break
+        share_s = None if left_s is None else left_s / (len(todo) - number)
+        try:
+            kept[case.name] = run_case(suite, case, place, seed=seed, budget_s=share_s, report=report, bar=bar)
+        except KeyboardInterrupt:
+            notes.append(f"interrupted in {case.name}")
+            interrupted = True
+            break
+    done = [kept[case.name] for case in suite.cases if case.name in kept]
+    result = suite_result(suite.name, done, whole=len(done) == len(suite.cases), interrupted=interrupted, notes=notes)
+    if done:
+        write_text(place / "suite.json", to_json(result.document()))
+    return result
+
+
+def run_case(
+    suite: Suite, case: Case, place: Path, *, seed: int, budget_s: float | None, report: Report, bar: Bar
+) -> CaseResult:
+    """One case: its lanes are calibrated, its plans predicted and measured; what cannot be had here is a reason."""
+    folder, begin = place / case.name, time.monotonic()
+    document = write_scenario(suite, case, folder)
+    result = CaseResult(name=case.name, family=case.family, digest=suite.digest(case, seed), date=_today())
+    try:
+        with bar(f"{case.name}: calibrating") as tick:
+            # A host drifts: tables of an hour ago would be judged for it.
+            calibrate(document, folder, folder / "runs", again=True, report=report, tick=tick)
+        notes: list[str] = []
+        resolve = resolver(folder / "runs", notes=notes)
+        scenario = scenario_from(resolve(document, folder), folder)
+        policies, skipped = runnable(scenario, case)
+        left_s = None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begin))
+        with bar(f"{case.name}: measuring") as tick:
+            study = replay(
+                scenario,
+                policies,
+                folder / "runs",
+                seed=seed,
+                budget_s=left_s,
+                notes=notes,
+                report=report,
+                tick=tick,
+            )
+    except (InputError, WorkerFailedError) as reason:
+        report(f"{case.name}: skipped: {reason}")
+        result = result.model_copy(update={"skipped": {"all plans": str(reason)}})
+    else:
+        if study.interrupted:
+            raise KeyboardInterrupt  # a part of a case is none
+        result = result.model_copy(update={**judged(study, scenario), "skipped": skipped})
+    result = result.model_copy(update={"seconds": time.monotonic() - begin})
+    write_text(folder / RESULT, to_json(result.model_dump(mode="json")))
+    return result
+
+
+def judged(study: Study, scenario: Scenario) -> dict[str, Any]:
+    """What a case's result says of a study."""
+    lanes = lanes_of(scenario)
+    return {
+        "lanes": len(lanes),
+        "shares_cores": shares_cores([lane.cpus for lane in lanes]),
+        "shaped": any(getattr(getattr(lane, "wire", None), "link_mbit_per_s", 0) for lane in lanes),
+        "predictions_sha256": study.measured[0].manifest.prediction_sha256 or "",
+        "comparison": compare(study.runs),
+        "observations": observed(study.runs),
+        "folder": study.folder.name,
+    }
+
+
+def observed(runs: Sequence[Run]) -> list[Observation]:
+    """Every launch of every plan but the twins', against its predicted interval."""
+    return [
+        Observation(inside=inside, width_percent=width)
+        for pair in paired(runs)
+        if pair.row.twin_of is None
+        for inside, width in observations(pair)
+    ]
+
+
+def shares_cores(cpus: Sequence[Sequence[int]]) -> bool:
+    """Whether any two lanes run on the same core; those that are not pinned run on all of them."""
+    used = [core for own in cpus for core in own]
+    return len(set(used)) < len(used) or (len(cpus) > 1 and any(not own for own in cpus))
+
+
+def write_scenario(suite: Suite, case: Case, folder: Path) -> dict[str, Any]:
+    """A case as the files that a user would write, and the document: it can be replayed alone."""
+    document = suite.document(case)
+    write_text(folder / "scenario.toml", tomli_w.dumps(document))
+    if case.lanes != AUTO:
+        write_text(folder / f"{case.lanes}.toml", tomli_w.dumps({"lanes": suite.lanes[case.lanes]}))
+    return document
+
+
+def read_case(folder: Path, digest: str) -> CaseResult | None:
+    """The complete result of a case; None where there is none, or it is of another version of the case."""
+    file = folder / RESULT
+    if not file.is_file():
+        return None
+    found = CaseResult.model_validate_json(read_text(file, MAX_INPUT_BYTES))
+    return found if found.digest == digest else None
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()

@@ -1,0 +1,81 @@
+"""Waking, measured: how much slower a lane's step is after it was blocked in a collective.
+
+Lanes step together, with the all-reduce between steps, at sizes that make one of them come last: it is blocked for the
+collective alone, the others until it comes. What their work then takes is held against steps of the same size without
+any collective, from the same launch. The sizes are calibrated ones: no plan's time is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from ..sim.curve import non_decreasing
+from ..sim.device import WakePoint
+from .launch import LaunchResult, Task
+
+LARGE, SMALL = 0.7, 0.2
+"""Places among the calibrated sizes: of the lane that is to come last, and of the others."""
+STEPS = 10
+WARMUP = 2
+LEAST_S = 1e-4
+"""Waits whose medians are closer than this are one."""
+
+
+def waking_tasks(sizes: Sequence[int], lanes: int) -> list[Task]:
+    """Blocks in which each lane in turn comes last, and one in which all have as much to do."""
+    if lanes < 2:
+        return []
+    large, small = (sorted(sizes)[int(place * (len(sizes) - 1))] for place in (LARGE, SMALL))
+    dealt = [[large if lane == last else small for lane in range(lanes)] for last in range(lanes)]
+    dealt.append([large] * lanes)
+    return [
+        {
+            "op": "block",
+            "index": number,
+            "round": 0,
+            "sizes": [[size] for size in own],
+            "ranks": list(range(lanes)),
+            "steps": STEPS,
+            "warmup": WARMUP,
+            "offset": 0,
+        }
+        for number, own in enumerate(dealt)
+    ]
+
+
+def waking_points(results: Sequence[LaunchResult], rank: int) -> list[WakePoint]:
+    """One lane's table: of every kind of block the median over launches, never falling with the wait."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for launch in results:
+        plain = plain_s(launch, rank)
+        for task, answer in launch.of("block", rank):
+            size = task["sizes"][rank][0]
+            if size in plain:
+                blocked, work = after_collectives(answer)
+                found.setdefault(task["index"], []).append((blocked, work - plain[size]))
+    middles = sorted((median(b for b, _ in each), median(e for _, e in each)) for each in found.values())
+    apart = [each for number, each in enumerate(middles) if not number or each[0] - middles[number - 1][0] > LEAST_S]
+    extras = non_decreasing([max(0.0, extra) for _, extra in apart])
+    return [WakePoint(blocked_s=blocked, extra_s=extra) for (blocked, _), extra in zip(apart, extras, strict=True)]
+
+
+def plain_s(launch: LaunchResult, rank: int) -> dict[int, float]:
+    """Per calibrated size, the median seconds of a step without any collective, optimizer included."""
+    found: dict[int, list[float]] = {}
+    for task, answer in launch.of("profile", rank):
+        steps = [sum(end - start for _, _, start, end, _ in step) for step in answer["steps"]]
+        found.setdefault(task["micro_batch"], []).append(median(steps))
+    return {size: median(each) for size, each in found.items()}
+
+
+def after_collectives(answer: Task) -> tuple[float, float]:
+    """Median seconds blocked in a collective, and of the work from its end until the next one is entered."""
+    blocked, work = [], []
+    for before, after in zip(answer["steps"], answer["steps"][1:], strict=False):
+        collective = next(each for each in before if each[0] == "communication")
+        update = sum(end - start for kind, _, start, end, _ in before if kind == "optimizer")
+        passes = sum(end - start for kind, _, start, end, _ in after if kind in ("forward", "backward"))
+        blocked.append(collective[3] - collective[2])
+        work.append(update + passes)
+    return median(blocked), median(work)

@@ -1,0 +1,118 @@
+"""Suites: what a file may say, what is skipped and why, what is kept when it is cut short; one small one for real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tomli_w
+from steelyard.policies import policy_from_text
+from steelyard.results.errors import InputError
+from steelyard.results.record import digest
+from steelyard.runner.calibrate import Tick
+from steelyard.runner.cli import run
+from steelyard.runner.suite.cases import SHIPPED, Case, load_suite, moved_splits, runnable
+from steelyard.runner.suite.run import RESULT, read_case, run_suite, shares_cores
+from steelyard.sim.spec import Scenario
+
+
+@contextmanager
+def no_bar(title: str) -> Iterator[Tick]:
+    yield lambda done, total: None
+
+
+def test_shipped_suites_are_valid_and_their_policies_are_known() -> None:
+    for name in SHIPPED:
+        for case in load_suite(name).cases:
+            assert all(policy_from_text(text) for text in case.policies)
+
+
+def test_the_full_suite_is_as_wide_as_it_must_be() -> None:
+    cases = load_suite("full").cases
+    assert {case.family for case in cases} >= {"bert", "gpt-2", "llama"}
+    assert sum(len(case.policies) + len(case.moved) for case in cases) >= 24
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cases": []}, "cases"),
+        ({"cases": [{"name": "a", "family": "b", "workload": {}}]}, "has no plans"),
+        ({"cases": [{"name": "a", "family": "b", "workload": {}, "moved": [1], "lanes": "x"}]}, "no lane set"),
+        ({"cases": [{"name": "a", "family": "b", "workload": {}, "moved": [1]}] * 2}, "used twice"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_a_mistake_in_a_suite_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    case = {"name": "a", "family": "b", "workload": {}, "moved": [1]}
+    (tmp_path / "s.toml").write_text(tomli_w.dumps({"name": "s", "cases": [case], **change}))
+    with pytest.raises(InputError, match=message):
+        load_suite(str(tmp_path / "s.toml"))
+
+
+def test_no_such_suite() -> None:
+    with pytest.raises(InputError, match="no such suite"):
+        load_suite("huge")
+
+
+def test_moved_splits_keep_the_batch_and_go_both_ways(tiny_scenario: Scenario) -> None:
+    found, skipped = moved_splits(tiny_scenario, [-2, 2, 500])
+    assert list(skipped) == ["moved 500"]
+    splits = [policy.allocate(None).split() for policy in found.values()]  # type: ignore[arg-type]  # fixed plans
+    assert all(sum(split.values()) == tiny_scenario.workload.global_batch for split in splits)
+    assert splits[0]["full"] == splits[1]["full"] + 4
+
+
+def test_a_plan_that_lanes_cannot_run_is_skipped_with_its_reason(tiny_scenario: Scenario) -> None:
+    case = Case(name="a", family="b", workload={}, policies=["uniform", "grid(tensor=2)"])
+    policies, skipped = runnable(tiny_scenario, case)
+    assert len(policies) == 1
+    assert list(skipped) == ["grid(tensor=2)"]
+    assert skipped["grid(tensor=2)"]
+
+
+def test_lanes_on_the_same_core_share_it() -> None:
+    assert not shares_cores([[0], [1]])
+    assert shares_cores([[0], [0]])
+    assert shares_cores([[0, 1], [1]])
+    assert shares_cores([[], [1]])  # not pinned: it runs there too
+    assert not shares_cores([[]])
+
+
+def test_options_that_a_suite_does_not_take_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["replay", "--suite", "small", "-p", "uniform"]) == 2
+    assert "--suite: takes no --policy" in capsys.readouterr().err
+    assert run(["replay"]) == 2
+    assert "SCENARIO" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_small_suite_is_measured_whole_and_not_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["replay", "--suite", "small", "--json", "--runs", str(tmp_path)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["whole"]
+    assert document["plans"] >= 3
+    assert document["coverage_count"] == 2 * document["plans"]
+    (done, nowhere) = document["cases"]
+    assert "grid(tensor=2)" in done["skipped"]
+    assert "60000" in nowhere["skipped"]["all plans"]  # a core that no host has
+    study = tmp_path / "suite-small" / "bert-splits" / "runs" / done["folder"]
+    sealed = json.loads((study / "predictions.json").read_text())
+    assert sealed["sha256"] == digest(sealed["predictions"]) == done["predictions_sha256"]
+    assert json.loads((tmp_path / "suite-small" / "suite.json").read_text()) == document
+
+    said: list[str] = []
+    suite = load_suite("small")
+    again = run_suite(suite, tmp_path, report=said.append, bar=no_bar)
+    assert [line for line in said if "complete since" in line] == said
+    assert json.loads(json.dumps(again.document())) == document
+    # Another seed is another case; out of budget, nothing is begun and what is missing is said.
+    assert read_case(tmp_path / "suite-small" / "bert-splits", suite.digest(suite.cases[0], 1)) is None
+    (tmp_path / "suite-small" / "nowhere" / RESULT).unlink()
+    short = run_suite(suite, tmp_path, budget_s=1.0, bar=no_bar)
+    assert not short.whole
+    assert short.notes == ["the budget ended before 1 of 2 cases"]
+    assert short.pooled == again.pooled
