@@ -161,7 +161,7 @@ def proven(folder: Path) -> Checkpoint:
     Raises:
         DamagedError: something is missing, cut short or changed.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     if folder.name != f"step-{manifest.step:08d}":
         raise DamagedError(f"{folder}: holds step {manifest.step}")
     named = {manifest.losses, *(name for part in manifest.parts for name in (part.state, part.random))}
@@ -172,7 +172,12 @@ def proven(folder: Path) -> Checkpoint:
     return Checkpoint(folder, manifest)
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """A checkpoint's manifest, proven by its seal; the files that it names are not proven by that.
+
+    Raises:
+        DamagedError: missing, changed, or of another version.
+    """
     path = folder / MANIFEST
     try:
         if path.stat().st_size > MAX_MANIFEST_BYTES:

@@ -473,8 +473,12 @@ def whatif(
 @app.command()
 def train(
     scenario: ScenarioArgument = "demo",
-    policy: Annotated[str, typer.Option("--policy", "-p", help="One policy.")] = "makespan",
+    policy: Annotated[str | None, typer.Option("--policy", "-p", help="One policy; makespan by default.")] = None,
     settings: Settings = [],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--resume", help="Go on in this folder of a training, as it was divided (or as --policy says)."),
+    ] = None,
     force: Force = False,
     as_json: Json = False,
     runs: RunsFolder = RUNS,
@@ -482,12 +486,19 @@ def train(
     """Train the classifier on the lanes as a policy divides the work, and evaluate it on held-out texts."""
     from ..policies import policy_from_text
     from .show import progress
+    from .train import resume
     from .train import train as fit
 
-    loaded, notes = _load(scenario, settings, runs, force, real=True)
     console = _console()
-    with progress(console, "training") as tick:
-        result = fit(loaded, policy_from_text(policy), runs, notes=notes, report=console.print, tick=tick)
+    if folder is not None:
+        other = policy_from_text(policy) if policy else None
+        with progress(console, "training") as tick:
+            result = resume(folder, policy=other, report=console.print, tick=tick)
+    else:
+        loaded, notes = _load(scenario, settings, runs, force, real=True)
+        chosen = policy_from_text(policy or "makespan")
+        with progress(console, "training") as tick:
+            result = fit(loaded, chosen, runs, notes=notes, report=console.print, tick=tick)
     document = result.document()
     _emit(document, as_json, result.rows(), result.headline())
 

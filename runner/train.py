@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..results.errors import InputError
+from ..results.errors import InputError, WorkerFailedError
 from ..sim.disturbances import refuse_events
 from ..sim.engine import simulate
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import Report, Tick, job_of
-from .launch import LaunchResult, Task, require_torch, run_group
+from .checkpoint import Checkpoint
+from .journal import Spent, spent
+from .launch import LaunchResult, require_torch
 from .replay import lanes_of
+from .surviving import Course, checkpoint_every, survive
 from .texts import LABELS
-
-CHUNK = 10
-"""Steps between two reports of the loss."""
+from .training_folder import About, TrainingFolder, file_sha256, new_folder
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,21 @@ class Training:
     losses: list[float]
     """Mean loss of each step's global batch."""
     seconds: float
+    """Of the steps that count: what a fault undid is not among them."""
     samples: int
     predicted_samples_per_s: float
     utilisation: dict[str, float]
     """Share of the training time that each lane computed."""
     scores: dict[str, Any]
     """scikit-learn's classification report on the held-out texts."""
+    spent: Spent
+    """Where the time went, faults and checkpoints included."""
+    folder: Path
     notes: list[str] = field(default_factory=list)
 
     @property
     def samples_per_s(self) -> float:
-        """Training throughput, evaluation left out."""
+        """Training throughput; evaluation, checkpoints and what faults undid are left out."""
         return self.samples / self.seconds
 
     def document(self) -> dict[str, Any]:
@@ -64,6 +70,10 @@ class Training:
             "recall": average["recall"],
             "f1": average["f1-score"],
             "report": self.scores,
+            "goodput": self.spent.goodput,
+            "wall_s": self.spent.wall_s,
+            "faults": self.spent.faults,
+            "folder": str(self.folder),
             "notes": self.notes,
         }
 
@@ -77,10 +87,11 @@ class Training:
     def headline(self) -> str:
         """The result in a line."""
         busy = ", ".join(f"{name} {share:.0%}" for name, share in self.utilisation.items())
+        faults = f"; {self.spent.faults} faults, goodput {self.spent.goodput:.0%}" if self.spent.faults else ""
         return (
             f"{self.policy}: {len(self.losses)} steps in {self.seconds:.1f} s, {self.samples_per_s:.0f} samples/s "
             f"(predicted {self.predicted_samples_per_s:.0f}), loss {self.losses[0]:.3f} to {self.losses[-1]:.3f}, "
-            f"accuracy {self.scores['accuracy']:.3f}; utilisation {busy}"
+            f"accuracy {self.scores['accuracy']:.3f}; utilisation {busy}{faults}"
         )
 
 
@@ -96,89 +107,179 @@ def train(
     """Train as the policy divides the work; the same samples in the same order whatever the plan.
 
     The gradient of every step is that of the mean loss over the global batch, so the plan changes the time and, beyond
-    rounding, nothing else.
+    rounding, nothing else. Checkpoints, journal and result are in a new folder of ``runs``; after a fault the training
+    goes on from the last checkpoint, and ends with the same bytes as if there had been none.
 
     Raises:
         InputError: torch or scikit-learn is missing, the cluster is not of lanes, or the scenario has disturbances.
-        WorkerFailedError: a lane died or hung.
+        WorkerFailedError: lanes died or hung more often than ``training.restarts`` allows; :func:`resume` goes on.
     """
     refuse_events(dict(scenario))
+    _require()
+    lanes_of(scenario)
+    plan = allocate(policy, View.of(scenario), scenario)
+    plan.require_data_parallel()
+    record = describe(policy)
+    predicted = simulate(scenario, Fixed(plan, record)).summary
+    _, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=scenario.seed)
+    about = About(
+        written_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        scenario=scenario,
+        policy=record,
+        plan=plan.document(),
+        data_sha256=file_sha256(data),
+        checkpoint_every_steps=checkpoint_every(scenario, plan, predicted.step_time_s.p50),
+        predicted={
+            "step_s": predicted.step_time_s.p50,
+            "throughput_samples_per_s": predicted.throughput_samples_per_s,
+        },
+        notes=list(notes),
+    )
+    folder = new_folder(runs, scenario)
+    folder.write_about(about)
+    return _through(folder, about, runs, report, tick)
+
+
+def resume(
+    path: Path,
+    *,
+    policy: Policy | None = None,
+    report: Report = lambda line: None,
+    tick: Tick = lambda done, total: None,
+) -> Training:
+    """Go on with a training from its folder alone, where its last whole checkpoint stands.
+
+    Args:
+        path: the folder.
+        policy: divides the work anew, and the result is the same but for rounding; None: as before, on the same lanes,
+            and the result is the same bit by bit.
+        report: gets lines for people.
+        tick: gets the progress.
+
+    Raises:
+        InputError: no training's folder, damaged, in use, or another plan where dropout would be dealt anew.
+        WorkerFailedError: as in :func:`train`.
+    """
+    _require()
+    folder = TrainingFolder(path)
+    about = folder.read_about()
+    if policy is not None:
+        about = replanned(about, policy)
+    with folder.alone():
+        _note_killed_driver(folder)
+        folder.write_about(about)
+    return _through(folder, about, path.parent, report, tick)
+
+
+def replanned(about: About, policy: Policy) -> About:
+    """The same training as another policy divides it.
+
+    Raises:
+        InputError: it has dropout, whose masks belong to the members that drew them.
+    """
+    plan = allocate(policy, View.of(about.scenario), about.scenario)
+    plan.require_data_parallel()
+    if plan.sha256 == about.divided.sha256:
+        return about
+    if about.scenario.training.dropout > 0:
+        problem = "another plan would deal its dropout anew, and the result would be another"
+        raise InputError("--policy", problem, "go on as it was divided, without --policy")
+    return about.model_copy(
+        update={
+            "plan": plan.document(),
+            "policy": describe(policy),
+            "former_plans": [*about.former_plans, about.divided.sha256],
+            "notes": [*about.notes, f"divided anew by {describe(policy).label()}: equal to before but for rounding"],
+        }
+    )
+
+
+def _require() -> None:
     require_torch()
     if find_spec("sklearn") is None:
         raise InputError(
             "scikit-learn", "is not installed: it judges the held-out texts", "pip install 'steelyard[demo]'"
         )
-    lanes = lanes_of(scenario)
-    plan = allocate(policy, View.of(scenario), scenario)
-    record = describe(policy)
-    predicted = simulate(scenario, Fixed(plan, record)).summary
+
+
+def _note_killed_driver(folder: TrainingFolder) -> None:
+    """A journal that ends in the midst of a training: its driver was killed, and nobody has written that down."""
+    events = folder.journal.read()
+    if events and events[-1]["event"] in ("launch", "begun", "saved", "unsaved", "damaged"):
+        folder.journal.write_gap(events)
+
+
+def _through(folder: TrainingFolder, about: About, runs: Path, report: Report, tick: Tick) -> Training:
+    """Train to the end, whatever has been done before, and keep the result."""
+    scenario = about.scenario
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=scenario.seed)
-    names = [lane.name for lane in lanes]
-    tasks = training_tasks(plan, names, scenario.training.steps)
-    report(f"training {scenario.training.steps} steps as {record.label()} divides them: {plan.split()}")
+    if file_sha256(data) != about.data_sha256:
+        raise InputError(str(data), "holds other samples than the training began with", "train anew")
+    job["dropout"] = scenario.training.dropout
+    course = Course(folder, about, lanes_of(scenario), job, data, report, tick)
+    every = about.checkpoint_every_steps or "no"
+    report(f"training {scenario.training.steps} steps as {about.policy.label()} divides them: {about.divided.split()}")
+    report(f"a checkpoint after every {every} steps, in {folder.path}")
+    with folder.alone():
+        try:
+            launch = survive(course)
+        except KeyboardInterrupt:
+            folder.journal.write("interrupted")
+            report(f"to go on: steelyard train --resume {folder.path}")
+            raise
+        except WorkerFailedError as error:
+            raise WorkerFailedError(f"{error}; to go on: steelyard train --resume {folder.path}") from error
+        folder.journal.write("done")
+        result = summarise_training(course, _last(course), launch)
+        folder.write_result(result.document())
+    return result
 
-    parts: dict[int, dict[str, float]] = {}
-    members = set(plan.split())
 
-    def step(name: str, done: int, loss: float) -> None:
-        if name not in members:
-            return
-        parts.setdefault(done, {})[name] = loss
-        after = min(done * CHUNK, scenario.training.steps)
-        if len(parts[done]) == len(members) and done * CHUNK < scenario.training.steps + CHUNK:
-            tick(after, scenario.training.steps)
-            report(f"step {after}: loss {sum(parts[done].values()):.4f}")
+def _last(course: Course) -> Checkpoint:
+    """The checkpoint after the last step.
 
-    launch = run_group(lanes, tasks, job, timeout_s=scenario.replay.timeout_s, data=data, progress=step)
-    result = summarise_training(
-        scenario, record.label(), plan, launch, predicted_samples_per_s=predicted.throughput_samples_per_s
+    Raises:
+        WorkerFailedError: it could not be written.
+    """
+    checkpoint, reasons = course.store.newest()
+    if checkpoint is None or checkpoint.manifest.step < course.about.scenario.training.steps:
+        reasons += [f"{each['lane']}: {each['reason']}" for each in course.folder.journal.read() if "reason" in each]
+        folder = course.folder.path
+        raise WorkerFailedError(
+            f"{course.store.folder}: the last checkpoint could not be written: {reasons[-1]}; "
+            f"make room, then steelyard train --resume {folder}"
+        )
+    return checkpoint
+
+
+def summarise_training(course: Course, last: Checkpoint, launch: LaunchResult) -> Training:
+    """Put together losses and times from the last checkpoint, and scores from what the last launch evaluated."""
+    from safetensors.numpy import load
+
+    about, manifest = course.about, last.manifest
+    answers = [answer for rank in range(len(course.lanes)) for _, answer in launch.of("evaluate", rank)]
+    losses: list[float] = load(last.read(manifest.losses))["losses"].tolist()
+    seconds = max(part.train_s for part in manifest.parts)
+    busy = {part.lane: part.busy_s / seconds for part in manifest.parts}
+    return Training(
+        policy=about.policy.label(),
+        plan=about.divided,
+        losses=losses,
+        seconds=seconds,
+        samples=len(losses) * about.scenario.workload.global_batch,
+        predicted_samples_per_s=about.predicted["throughput_samples_per_s"],
+        utilisation={lane.name: busy.get(lane.name, 0.0) for lane in course.lanes},
+        scores=_scores(next(answer for answer in answers if answer["predicted"])),
+        spent=spent(course.folder.journal.read()),
+        folder=course.folder.path,
+        notes=about.notes,
     )
-    return replace(result, notes=list(notes))
 
 
-def training_tasks(plan: Plan, names: Sequence[str], steps: int) -> list[Task]:
-    """The whole training in chunks, then the evaluation on the first lane that took part."""
-    own = {pipeline.devices[0]: list(pipeline.micro_batches) for pipeline in plan.pipelines}
-    sizes = [own.get(name, []) for name in names]
-    ranks = [rank for rank, each in enumerate(sizes) if each]
-    chunks = [
-        {"op": "train", "sizes": sizes, "ranks": ranks, "offset": start, "steps": min(CHUNK, steps - start)}
-        for start in range(0, steps, CHUNK)
-    ]
-    return [*chunks, {"op": "evaluate", "rank": ranks[0], "ranks": ranks}]
-
-
-def summarise_training(
-    scenario: Scenario, policy: str, plan: Plan, launch: LaunchResult, *, predicted_samples_per_s: float
-) -> Training:
-    """Put together losses, times and scores from what the members answered."""
+def _scores(evaluated: Mapping[str, Any]) -> dict[str, Any]:
     from sklearn.metrics import classification_report
 
-    names = [device.name for device in scenario.cluster.devices]
-    chunks = [[answer for _, answer in launch.of("train", rank)] for rank in range(len(names))]
-    losses = [
-        sum(parts)
-        for per_rank in zip(*chunks, strict=True)
-        for parts in zip(*(answer["losses"] for answer in per_rank if answer["losses"]), strict=True)
-    ]
-    begin = min(answer["begin_s"] for answer in (own[0] for own in chunks))
-    end = max(answer["end_s"] for answer in (own[-1] for own in chunks))
-    evaluated = next(
-        answer for rank in range(len(names)) for _, answer in launch.of("evaluate", rank) if answer["predicted"]
-    )
     scores: dict[str, Any] = classification_report(
         evaluated["labels"], evaluated["predicted"], target_names=list(LABELS), output_dict=True, zero_division=0.0
     )
-    return Training(
-        policy=policy,
-        plan=plan,
-        losses=losses,
-        seconds=end - begin,
-        samples=len(losses) * scenario.workload.global_batch,
-        predicted_samples_per_s=predicted_samples_per_s,
-        utilisation={
-            name: sum(answer["busy_s"] for answer in own) / (end - begin)
-            for name, own in zip(names, chunks, strict=True)
-        },
-        scores=scores,
-    )
+    return scores

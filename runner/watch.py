@@ -44,7 +44,7 @@ Progress = Callable[[str, int, float], None]
 """Called with a lane's name, the number of tasks that it has done, and its part of the loss (0: it trained nothing)."""
 Listen = Callable[[str, str], None]
 """Called with a lane's name and each line that its worker writes."""
-Kind = Literal["killed", "memory", "erred", "ended", "stopped", "hung", "link"]
+Kind = Literal["killed", "memory", "erred", "ended", "stopped", "hung", "link", "driver"]
 
 
 @dataclass(frozen=True)

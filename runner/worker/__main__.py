@@ -2,13 +2,15 @@
 
 Run as ``python -m steelyard.runner.worker FOLDER RANK`` by :mod:`steelyard.runner.launch`, which sets the environment
 that caps the instruction set. The order of the first lines matters: affinity before torch is imported, threads after.
-Its standard input is a pipe from the driver; when that closes, the driver is gone and the worker ends at once.
+Its standard input is a pipe from the driver; when that closes, the driver is gone and the worker ends at once. On Linux
+the kernel kills it besides, which ends one that a signal has stopped too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -16,11 +18,15 @@ from pathlib import Path
 from .member import Member, say
 from .tasks import TASKS
 
+PR_SET_PDEATHSIG = 1
+"""Of ``prctl(2)``: the signal that a process gets when its parent dies."""
+
 
 def main() -> None:
     """Do the job in the folder as the member of the given rank."""
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     threading.Thread(target=_end_with_driver, daemon=True).start()
+    _be_killed_with_driver()
     job = json.loads((folder / "job.json").read_text())
     lane = job["lanes"][rank]
     if lane["cpus"] and hasattr(os, "sched_setaffinity"):
@@ -47,6 +53,13 @@ def _end_with_driver() -> None:
     while os.read(0, 1):
         pass
     os._exit(3)
+
+
+def _be_killed_with_driver() -> None:
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

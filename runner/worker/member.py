@@ -39,6 +39,11 @@ class Member:
         self.groups: dict[tuple[int, ...], Any] = {}
         self.busy_probe: Callable[[], float] | None = None
         self.retries_left = math.ceil(RETRIED_SHARE * len(job["tasks"]))
+        self.losses: list[float] = []
+        """Mean loss of each step of a training, as far as it has been shared with the others."""
+        self.loss_parts: list[float] = []
+        """This member's part of the losses since then."""
+        self.busy_s = self.train_s = 0.0
         if self.world > 1:
             self._join()
         if "model" in job:
@@ -51,7 +56,9 @@ class Member:
         from ..workload import build_model
 
         job = self.job
-        self.model = build_model(job["model"], labels=job["labels"], seed=job["seed"]).to(self.device)
+        self.model = build_model(
+            job["model"], labels=job["labels"], seed=job["seed"], dropout=job.get("dropout", 0.0)
+        ).to(self.device)
         self.model.train()
         self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.flat = flat_gradients(self.weights)
@@ -129,6 +136,7 @@ class Member:
             start += size
         begin = self.now()
         if group is not None:
+            say("waits")  # whoever has not said so when all are silent is the one that the others wait for
             dist.all_reduce(self.flat, group=group)
         middle = self.now()
         cpu = self.clock()

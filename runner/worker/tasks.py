@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import speed, timing, training
+from . import saving, speed, timing, training
 from .member import Member
 
 Operation = Callable[[Member, dict[str, Any]], dict[str, Any]]
@@ -15,6 +15,7 @@ FAMILIES: tuple[Mapping[str, Operation], ...] = (
     speed.TASKS,
     timing.TASKS,
     training.TASKS,
+    saving.TASKS,
 )
 
 TASKS: dict[str, Operation] = {name: operation for family in FAMILIES for name, operation in family.items()}

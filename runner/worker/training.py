@@ -42,8 +42,10 @@ def train(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         start = first + (task["offset"] + number) * member.job["global_batch"]
         losses.append(member.step(sizes, start, group, segments))
         busy += sum(end - begin for kind, _, begin, end, _ in segments if kind != "communication")
-    last = losses[-1] if losses else 0.0
-    return {"losses": losses, "loss": last, "begin_s": begin, "end_s": member.now(), "busy_s": busy}
+    end = member.now()
+    member.loss_parts += losses
+    member.busy_s, member.train_s = member.busy_s + busy, member.train_s + end - begin
+    return {"loss": losses[-1] if losses else 0.0}
 
 
 def evaluate(member: Member, task: dict[str, Any]) -> dict[str, Any]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from steelyard.policies import make_policy
 from steelyard.results.errors import InputError
 from steelyard.runner.cli import run
-from steelyard.runner.train import CHUNK, Training, train, training_tasks
+from steelyard.runner.surviving import CHUNK, checkpoint_every, saves, stops
+from steelyard.runner.train import Training, train
+from steelyard.sim.checkpoint import daly_interval_s
 from steelyard.sim.plan import Plan
-from steelyard.sim.spec import Scenario, load_scenario
+from steelyard.sim.spec import Faults, Scenario, load_scenario
 from steelyard.sim.view import Fixed
 
 STEPS = 20
@@ -19,13 +24,40 @@ TOLERANCE = 1e-3
 """Relative difference of losses over 20 steps of fp32: instruction sets round differently, and steps add that up."""
 
 
-def test_the_whole_training_is_cut_into_chunks_that_follow_each_other(tiny_scenario: Scenario) -> None:
-    plan = Plan.data_parallel(tiny_scenario.workload, {"sse": 30})
-    *chunks, last = training_tasks(plan, ["full", "sse"], 2 * CHUNK + 3)
-    assert [chunk["offset"] for chunk in chunks] == [0, CHUNK, 2 * CHUNK]
-    assert [chunk["steps"] for chunk in chunks] == [CHUNK, CHUNK, 3]
-    assert all(chunk["sizes"] == [[], [30]] and chunk["ranks"] == [1] for chunk in chunks)
-    assert (last["op"], last["rank"]) == ("evaluate", 1)  # on a lane that trained
+def test_the_whole_training_is_cut_into_chunks_that_follow_each_other() -> None:
+    assert stops(0, 2 * CHUNK + 3, every=0) == [CHUNK, 2 * CHUNK, 2 * CHUNK + 3]
+    assert stops(0, 2 * CHUNK, every=7) == [7, CHUNK, 14, 2 * CHUNK]
+    assert stops(14, 2 * CHUNK, every=7) == [2 * CHUNK]
+    assert stops(2 * CHUNK, 2 * CHUNK, every=7) == []
+
+
+@given(steps=st.integers(1, 200), every=st.integers(0, 60), data=st.data())
+def test_wherever_it_is_taken_up_the_checkpoints_are_at_the_same_steps(
+    steps: int, every: int, data: st.DataObject
+) -> None:
+    kept = [0] + [step for step in stops(0, steps, every) if saves(step, steps, every)]
+    assert kept[-1] == steps
+    assert every == 0 or max(after - before for before, after in pairwise(kept)) <= every
+    start = data.draw(st.sampled_from(kept))
+    again = [step for step in stops(start, steps, every) if saves(step, steps, every)]
+    assert again == [step for step in kept if step > start]
+
+
+def test_checkpoints_are_as_far_apart_as_is_asked_or_as_failures_say(tiny_scenario: Scenario) -> None:
+    plan = Plan.data_parallel(tiny_scenario.workload, {"full": 30})
+
+    def every(**settings: object) -> int:
+        training = tiny_scenario.training.model_copy(update={"steps": 10_000, **settings})
+        return checkpoint_every(tiny_scenario.model_copy(update={"training": training, **more}), plan, 0.5)
+
+    more: dict[str, object] = {}
+    assert every(checkpoint_every_steps=0) == 0
+    assert every(checkpoint_every_steps=7) == 7
+    assert every(checkpoint_every_s=10.0) == 20
+    more = {"faults": Faults(device_mtbf_hours=1.0, checkpoint_s=2.0, work_hours=1.4)}
+    daly = daly_interval_s(2.0, 3600.0)
+    assert every() * 0.5 == pytest.approx(daly, rel=0.01)
+    assert every(steps=50) == 50  # never further apart than the training is long
 
 
 def test_a_cluster_of_no_lanes_cannot_train(tmp_path: Path) -> None:
@@ -81,6 +113,8 @@ def test_the_document_has_what_people_ask(divided: Training) -> None:
         assert 0 <= document[name] <= 1
     assert [set(row) >= {"label", "precision", "recall", "f1-score", "support"} for row in divided.rows()] == [True] * 3
     assert "utilisation" in divided.headline()
+    assert document["faults"] == 0
+    assert 0 < document["goodput"] <= 1
 
 
 @pytest.mark.slow

@@ -1,0 +1,198 @@
+"""Training that survives: launch, and after a fault launch again from the last checkpoint, so many times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..results.errors import InputError
+from ..sim.checkpoint import job_of as job_under_failures
+from ..sim.faults import clocks_of, rates
+from ..sim.plan import Plan
+from ..sim.spec import Scenario
+from .calibrate import Report, Tick
+from .checkpoint import Checkpoint, Store
+from .devices import NamedLane
+from .journal import Attempt
+from .launch import LaunchResult, Task, run_group
+from .training_folder import About, TrainingFolder
+from .watch import Fault, FaultError, Progress
+
+CHUNK = 10
+"""Steps between two reports of the loss."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """One training: what it is about, and how its progress is told."""
+
+    folder: TrainingFolder
+    about: About
+    lanes: Sequence[NamedLane]
+    job: Task
+    data: Path
+    report: Report
+    tick: Tick
+
+    @property
+    def members(self) -> list[str]:
+        """Lanes that train, in the order of ranks."""
+        split = self.about.divided.split()
+        return [lane.name for lane in self.lanes if lane.name in split]
+
+    @property
+    def store(self) -> Store:
+        """Its checkpoints."""
+        return self.folder.store(self.about.scenario.training.keep_checkpoints)
+
+
+def survive(course: Course) -> LaunchResult:
+    """Train to the end, evaluate, and give back the last launch; every fault is in the journal.
+
+    Raises:
+        FaultError: more faults in a row without a new checkpoint than ``training.restarts``, or one worker erred twice
+            in the same way at the same step, as it would for ever.
+        InputError: the folder's checkpoints are of another training.
+    """
+    journal = course.folder.journal
+    in_vain, before = 0, ("", -1)
+    first = sum(event["event"] == "launch" for event in journal.read())
+    while True:
+        checkpoint = _newest(course)
+        attempt = Attempt(journal, course.members, checkpoint.manifest.step if checkpoint else 0, first)
+        try:
+            return _launch(course, attempt, checkpoint)
+        except FaultError as error:
+            attempt.fail(error.fault)
+            in_vain = 1 if attempt.saved_step > attempt.from_step else in_vain + 1
+            now = (error.fault.what, attempt.reached)
+            if in_vain > course.about.scenario.training.restarts or (error.fault.kind == "erred" and now == before):
+                raise
+            before, first = now, first + 1
+            course.report(_told(error.fault, attempt))
+
+
+def _told(fault: Fault, attempt: Attempt) -> str:
+    lost = attempt.reached - attempt.saved_step
+    return f"{fault.what}; going on from step {attempt.saved_step}, {lost} steps are done again"
+
+
+def _newest(course: Course) -> Checkpoint | None:
+    """The checkpoint to go on from; damaged ones are named and passed over, leftovers removed."""
+    course.store.sweep()
+    checkpoint, reasons = course.store.newest()
+    for reason in reasons:
+        course.folder.journal.write("damaged", reason=reason)
+        course.report(f"not loaded: {reason}")
+    if checkpoint is not None:
+        _check_identity(course, checkpoint)
+    return checkpoint
+
+
+def _check_identity(course: Course, checkpoint: Checkpoint) -> None:
+    own, found = course.about.identity, checkpoint.manifest
+    for name in ("scenario_sha256", "data_sha256"):
+        if getattr(found, name) != own[name]:
+            raise InputError(str(checkpoint.folder), f"is of another training ({name} differs)", "train anew")
+    if found.plan_sha256 not in (own["plan_sha256"], *course.about.former_plans):
+        raise InputError(str(checkpoint.folder), "is of another plan", "train anew")
+
+
+def _launch(course: Course, attempt: Attempt, checkpoint: Checkpoint | None) -> LaunchResult:
+    tasks = training_tasks(course, checkpoint)
+    return run_group(
+        course.lanes,
+        tasks,
+        course.job,
+        timeout_s=course.about.scenario.replay.timeout_s,
+        data=course.data,
+        progress=_progress(course, tasks),
+        listen=attempt.hear,
+    )
+
+
+def _progress(course: Course, tasks: Sequence[Task]) -> Progress:
+    parts: dict[int, dict[str, float]] = {}
+    steps = course.about.scenario.training.steps
+
+    def progress(name: str, done: int, loss: float) -> None:
+        task = tasks[done - 1]
+        if task["op"] != "train" or name not in course.members:
+            return
+        parts.setdefault(done, {})[name] = loss
+        if len(parts[done]) == len(course.members):
+            after = task["offset"] + task["steps"]
+            course.tick(after, steps)
+            course.report(f"step {after}: loss {sum(parts[done].values()):.4f}")
+
+    return progress
+
+
+def training_tasks(course: Course, checkpoint: Checkpoint | None) -> list[Task]:
+    """What is left of the training in chunks, with the checkpoints between them, then the evaluation."""
+    about = course.about
+    start = checkpoint.manifest.step if checkpoint else 0
+    sizes = sizes_of(about.divided, [lane.name for lane in course.lanes])
+    ranks = [rank for rank, each in enumerate(sizes) if each]
+    replanned = checkpoint is not None and checkpoint.manifest.plan_sha256 != about.identity["plan_sha256"]
+    tasks: list[Task] = [
+        {
+            "op": "begin",
+            "ranks": ranks,
+            "step": start,
+            "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
+            "replanned": replanned,
+            "seed": about.scenario.seed,
+        }
+    ]
+    for end in stops(start, about.scenario.training.steps, about.checkpoint_every_steps):
+        tasks.append({"op": "train", "sizes": sizes, "ranks": ranks, "offset": start, "steps": end - start})
+        start = end
+        if saves(end, about.scenario.training.steps, about.checkpoint_every_steps):
+            tasks.append(_saving(course, ranks, end))
+    return [*tasks, {"op": "evaluate", "rank": ranks[0], "ranks": ranks}]
+
+
+def _saving(course: Course, ranks: Sequence[int], step: int) -> Task:
+    return {
+        "op": "checkpoint",
+        "ranks": list(ranks),
+        "step": step,
+        "folder": str(course.store.folder.resolve()),
+        "keep": course.store.keep,
+        "identity": course.about.identity,
+    }
+
+
+def sizes_of(plan: Plan, names: Sequence[str]) -> list[list[int]]:
+    """Micro-batch sizes per lane, empty for a lane that is left out."""
+    own = {pipeline.devices[0]: list(pipeline.micro_batches) for pipeline in plan.pipelines}
+    return [own.get(name, []) for name in names]
+
+
+def stops(start: int, steps: int, every: int) -> list[int]:
+    """Steps after which training pauses: to report a loss, to write a checkpoint, at the end."""
+    return [step for step in range(start + 1, steps + 1) if step % CHUNK == 0 or saves(step, steps, every)]
+
+
+def saves(step: int, steps: int, every: int) -> bool:
+    """Whether a checkpoint follows a step; the last step always has one."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def checkpoint_every(scenario: Scenario, plan: Plan, step_s: float) -> int:
+    """Steps from checkpoint to checkpoint: as asked for, else the best under the scenario's failures, else by time.
+
+    Args:
+        scenario: its training says, or its failures do (Daly's interval in whole steps: ``sim.checkpoint``).
+        plan: whose devices can fail.
+        step_s: predicted seconds of a step.
+    """
+    training = scenario.training
+    if training.checkpoint_every_steps is not None:
+        return training.checkpoint_every_steps
+    failing, preempting = rates(clocks_of(scenario, {name for each in plan.pipelines for name in each.devices}))
+    if failing + preempting > 0:
+        return max(1, min(training.steps, round(job_under_failures(scenario, step_s, failing, preempting).every)))
+    return max(1, round(training.checkpoint_every_s / step_s))

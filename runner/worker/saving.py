@@ -1,0 +1,240 @@
+"""Tasks that let a training survive: begin it, anew or where a checkpoint stands, and write checkpoints.
+
+Everything goes through safetensors; nothing is pickled. Replicas on unlike lanes are equal only up to rounding, because
+their optimizers use other instructions, so every member's own bytes are kept (those that are the same, once): what is
+resumed is what was there, bit by bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...sim.noise import stream
+from ..checkpoint import Manifest, Part, Store, Stored, read_manifest, read_proven, shared_states, write_durably
+from .member import Member, say
+
+if TYPE_CHECKING:
+    import torch
+
+LOSSES = "losses.safetensors"
+WRITTEN = struct.Struct("<?32sQ32sQdd")
+"""What members tell each other of a checkpoint: written or not; digest and length of the state (zeros: another wrote
+it) and of the random states; seconds computed and trained."""
+NOTHING = (bytes(32), 0)
+
+
+def begin(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """Stand where a checkpoint stands, or at the very beginning, with random numbers of the member's own."""
+    if member.rank in task["ranks"]:
+        if task["checkpoint"] is None:
+            seed_random(member, task["seed"], 0)
+        else:
+            restore(member, Path(task["checkpoint"]), replanned=task["replanned"], seed=task["seed"])
+        say(f"begun {task['step']}")
+    return {}
+
+
+def checkpoint(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """Write a checkpoint together; where one member cannot, there is none, and the training goes on."""
+    ranks: list[int] = task["ranks"]
+    if member.rank not in ranks:
+        return {}
+    start = member.now()
+    share_losses(member, ranks)
+    state, random = state_bytes(member), random_bytes(member)
+    digests = gathered(member, ranks, hashlib.sha256(state).digest())
+    writers = [ranks[first] for first in shared_states(digests)]
+    store = Store(Path(task["folder"]), task["keep"])
+    own = write_own(member, store, task["step"], state if member.rank in writers else None, random)
+    told = [WRITTEN.unpack(each) for each in gathered(member, ranks, own)]
+    if member.rank == ranks[0]:
+        if all(each[0] for each in told) and commit(member, store, task, writers, told):
+            say(f"saved {task['step']} {member.now() - start:.6f}")
+        else:
+            store.abandon(task["step"])
+    return {}
+
+
+def write_own(member: Member, store: Store, step: int, state: bytes | None, random: bytes) -> bytes:
+    """Write this member's files, and pack what the others must know of them."""
+    place = store.partial(step)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        kept = _packed(write_durably(place / state_file(member.rank), state)) if state is not None else NOTHING
+        drawn = _packed(write_durably(place / random_file(member.rank), random))
+    except OSError as error:
+        say(f"unsaved {step} {error.strerror}")
+        return WRITTEN.pack(False, *NOTHING, *NOTHING, 0.0, 0.0)
+    return WRITTEN.pack(True, *kept, *drawn, member.busy_s, member.train_s)
+
+
+def commit(
+    member: Member, store: Store, task: dict[str, Any], writers: Sequence[int], told: Sequence[tuple[Any, ...]]
+) -> bool:
+    """Write the losses and the manifest, and make the checkpoint one; False where that fails."""
+    from safetensors.torch import save
+
+    ranks, step = task["ranks"], task["step"]
+    parts, files = [], {}
+    for rank, writer, (_, state, state_length, drawn, drawn_length, busy_s, train_s) in zip(
+        ranks, writers, told, strict=True
+    ):
+        lane = member.job["lanes"][rank]["name"]
+        names = state_file(writer), random_file(rank)
+        parts.append(Part(rank=rank, lane=lane, state=names[0], random=names[1], busy_s=busy_s, train_s=train_s))
+        files[names[1]] = Stored(sha256=drawn.hex(), bytes=drawn_length)
+        if rank == writer:
+            files[names[0]] = Stored(sha256=state.hex(), bytes=state_length)
+    try:
+        files[LOSSES] = write_durably(store.partial(step) / LOSSES, save({"losses": _fp64(member.losses)}))
+        position = step * member.job["global_batch"]
+        store.commit(
+            Manifest(step=step, next_sample=position, parts=parts, losses=LOSSES, files=files, **task["identity"])
+        )
+    except OSError as error:
+        say(f"unsaved {step} {error.strerror}")
+        return False
+    return True
+
+
+def restore(member: Member, folder: Path, *, replanned: bool, seed: int) -> None:
+    """Take weights, optimizer, random states and losses from a checkpoint.
+
+    ``replanned``: the members are others than those that wrote it. All of them then take the first one's state, which
+    the others' equal up to rounding, and their random numbers begin anew.
+
+    Raises:
+        DamagedError: the checkpoint has changed since the driver proved it.
+    """
+    manifest = read_manifest(folder)
+    own = manifest.parts[0] if replanned else next(part for part in manifest.parts if part.rank == member.rank)
+    load_state(member, read_proven(folder / own.state, manifest.files[own.state]))
+    if replanned:
+        seed_random(member, seed, manifest.step)
+    else:
+        load_random(member, read_proven(folder / own.random, manifest.files[own.random]))
+    member.busy_s, member.train_s = own.busy_s, own.train_s
+    member.losses = losses_in(read_proven(folder / manifest.losses, manifest.files[manifest.losses]))
+
+
+def losses_in(data: bytes) -> list[float]:
+    """The losses in a file of a checkpoint."""
+    from safetensors.torch import load
+
+    losses: list[float] = load(data)["losses"].tolist()
+    return losses
+
+
+def share_losses(member: Member, ranks: Sequence[int]) -> None:
+    """Sum the members' parts of each loss since the last checkpoint, in the order of ranks; all members learn them."""
+    parts = struct.pack(f"<{len(member.loss_parts)}d", *member.loss_parts)
+    of_all = [struct.unpack(f"<{len(member.loss_parts)}d", each) for each in gathered(member, ranks, parts)]
+    member.losses += [sum(each) for each in zip(*of_all, strict=True)]
+    member.loss_parts.clear()
+
+
+def gathered(member: Member, ranks: Sequence[int], data: bytes) -> list[bytes]:
+    """What each of the members says, all equally many bytes, in the order of ranks."""
+    import torch
+    import torch.distributed as dist
+
+    if len(ranks) == 1 or not data:
+        return [data] * len(ranks)
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(member.device)
+    found = [torch.empty_like(own) for _ in ranks]
+    say("waits")
+    dist.all_gather(found, own, group=member.groups[tuple(ranks)])
+    return [bytes(each.cpu().numpy()) for each in found]
+
+
+# ---- between a member and bytes ----
+
+
+def state_bytes(member: Member) -> bytes:
+    """Weights, buffers and the optimizer's state as one safetensors document; equal states give equal bytes."""
+    from safetensors.torch import save
+
+    tensors = {f"model.{name}": tensor for name, tensor in member.model.state_dict().items()}
+    for index, state in member.optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:  # a momentum that has not begun
+                tensors[f"optimizer.{index}.{name}"] = value
+    return save({name: _own_copy(tensor) for name, tensor in tensors.items()})
+
+
+def load_state(member: Member, data: bytes) -> None:
+    """Put back what :func:`state_bytes` took; the gradients' buffer stays where it is."""
+    from safetensors.torch import load
+
+    tensors = load(data)
+    model = {name.removeprefix("model."): each for name, each in tensors.items() if name.startswith("model.")}
+    member.model.load_state_dict(model)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            index, _, key = rest.partition(".")
+            state.setdefault(int(index), {})[key] = tensor
+    document = member.optimizer.state_dict()
+    member.optimizer.load_state_dict({**document, "state": state})
+
+
+def random_bytes(member: Member) -> bytes:
+    """The states of torch's random number generators."""
+    import torch
+    from safetensors.torch import save
+
+    states = {"cpu": torch.get_rng_state()}
+    if member.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(member.device)
+    return save(states)
+
+
+def load_random(member: Member, data: bytes) -> None:
+    """Put back what :func:`random_bytes` took."""
+    import torch
+    from safetensors.torch import load
+
+    states = load(data)
+    torch.set_rng_state(states["cpu"])
+    if member.device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], member.device)
+
+
+def seed_random(member: Member, seed: int, step: int) -> None:
+    """Random numbers of this member's own stream, from a step on."""
+    import torch
+
+    torch.manual_seed(int(stream(seed, "dropout", member.rank, step).integers(2**63)))
+
+
+def state_file(rank: int) -> str:
+    """Name of the file with a member's weights and optimizer."""
+    return f"state-{rank}.safetensors"
+
+
+def random_file(rank: int) -> str:
+    """Name of the file with a member's random states."""
+    return f"random-{rank}.safetensors"
+
+
+def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """On the CPU, in memory of its own: safetensors refuses tensors that share theirs, as tied weights do."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _fp64(values: Sequence[float]) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(list(values), dtype=torch.float64)
+
+
+def _packed(stored: Stored) -> tuple[bytes, int]:
+    return bytes.fromhex(stored.sha256), stored.bytes
+
+
+TASKS = {"begin": begin, "checkpoint": checkpoint}
