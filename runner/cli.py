@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ..results.errors import InputError, WorkerFailedError
 from .attention.verbs import attention
+from .chaos.verbs import chaos
 from .export.verbs import export
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(attention, name="attention")
+app.command()(chaos)
 app.command()(export)
 
 DONE, CRASH, BAD_INPUT, GATE_FAILED, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130

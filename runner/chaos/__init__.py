@@ -1,0 +1,1 @@
+"""Chaos: train under faults drawn at random, and prove that nothing was lost, changed or left behind."""
