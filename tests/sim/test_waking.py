@@ -76,7 +76,14 @@ def scenario_of(waking: list[WakePoint]) -> Scenario:
     points = [ProfilePoint(micro_batch=n, forward_s=1e-3 * (1 + n), backward_s=2e-3 * (1 + n)) for n in (1, 8, 32)]
     profile = Profile(workload=workload.key, points=points, optimizer_s=1e-3, waking=waking)
     devices = [
-        Device(name=name, peak_tflops={"fp32": 1}, memory_gib=1, memory_bandwidth_gb_per_s=10, profile=profile)
+        Device(
+            name=name,
+            peak_tflops={"fp32": 1},
+            memory_gib=1,
+            memory_bandwidth_gb_per_s=10,
+            profile=profile,
+            overlaps=False,
+        )
         for name in ("left", "right")
     ]
     sizes = [CollectivePoint(bytes=size, seconds=2e-3) for size in (1000, 100_000)]
