@@ -182,6 +182,7 @@ def devices(
 ) -> None:
     """List the lanes that this host can offer as torch devices: verified and measured."""
     from .devices import default_lanes, fingerprint
+    from .isolation.capabilities import capability_rows
     from .launch import require_torch
 
     require_torch()
@@ -189,6 +190,7 @@ def devices(
     full = max(offer.training_rate for offer in offers)
     rows = [offer.row(full) for offer in offers]
     document = {"host": fingerprint(), "lanes": rows, "default_cluster": [lane.name for lane in chosen]}
+    document["capabilities"] = capabilities = capability_rows(offers)
     shown = [
         {
             "lane": row["name"],
@@ -202,6 +204,8 @@ def devices(
         for row in rows
     ]
     _emit(document, as_json, shown, f"default cluster: {', '.join(lane.name for lane in chosen)}")
+    can = [{"lanes may ask for": row["title"], "here": row["available"], "why": row["reason"]} for row in capabilities]
+    _print(as_json, can, "capabilities")
 
 
 @app.command()

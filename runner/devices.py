@@ -25,7 +25,12 @@ from ..sim.device import Lane
 from ..sim.spec import parse_file
 from ..sim.workload import Name, Spec
 
-CAPABILITY = {"full": ("AVX512", "AVX2", "DEFAULT"), "avx2": ("AVX2",), "sse": ("DEFAULT", "NO AVX")}
+CAPABILITY = {
+    "full": ("AVX512", "AVX2", "DEFAULT"),
+    "avx512": ("AVX512",),
+    "avx2": ("AVX2",),
+    "sse": ("DEFAULT", "NO AVX"),
+}
 """What ``torch.backends.cpu.get_cpu_capability()`` may answer under each cap."""
 
 GPU_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -90,6 +95,12 @@ class Offer:
 
 def cap_environment(cap: str, vendor: str) -> dict[str, str]:
     """The variables that hold a process to an instruction set; they must be set before torch is imported."""
+    if cap == "avx512":  # all but what came after it for bf16 and int8: in fp32 the same device as an uncapped one
+        return {
+            "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+            "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+            "ATEN_CPU_CAPABILITY": "avx512",
+        }
     if cap == "avx2":
         return {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
     if cap == "sse":
@@ -114,7 +125,7 @@ def fingerprint() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": _version("torch"),
         "transformers": _version("transformers"),
-        "gpus": _gpu_names(),
+        "gpus": gpu_names(),
     }
 
 
@@ -128,7 +139,7 @@ def available_cpus() -> list[int]:
 def candidate_lanes() -> list[NamedLane]:
     """The lanes worth measuring on this host, fastest first; which of them are offered, :func:`measure_lanes` says."""
     gpus = [
-        NamedLane(name=f"cuda{number}", torch_device=f"cuda:{number}", cpus=[]) for number in range(len(_gpu_names()))
+        NamedLane(name=f"cuda{number}", torch_device=f"cuda:{number}", cpus=[]) for number in range(len(gpu_names()))
     ]
     groups = cpu_groups(available_cpus(), 1 if gpus else CPU_GROUPS)
     if gpus:
@@ -167,9 +178,23 @@ def read_lanes(file: Path) -> list[NamedLane]:
         missing = sorted(set(lane.cpus) - set(available_cpus()))
         if missing:
             raise InputError(f"lanes.{index}.cpus", f"core {missing[0]} is not available", f"cores: {available_cpus()}")
-        if lane.torch_device.startswith("cuda") and _gpu_number(lane) >= len(_gpu_names()):
+        if lane.torch_device.startswith("cuda") and _gpu_number(lane) >= len(gpu_names()):
             raise InputError(f"lanes.{index}.torch_device", f"no {lane.torch_device} here", "`steelyard devices` lists")
+    require_capabilities(lanes, "lanes")
     return list(lanes)
+
+
+def require_capabilities(lanes: Sequence[NamedLane], where: str) -> None:
+    """Refuse quotas, limits and wires that this host does not have; where no lane asks for any, nothing is probed.
+
+    Raises:
+        InputError: a lane asks for one, by its path below ``where``.
+    """
+    from .isolation.capabilities import this_host
+    from .isolation.room import asks, refuse_unavailable
+
+    if any(asks(lane) for lane in lanes):
+        refuse_unavailable(lanes, this_host(), where)
 
 
 def measure_lanes(lanes: Sequence[NamedLane], probe: Probe | None = None) -> list[Offer]:
@@ -269,7 +294,7 @@ def _cpu_lane(name: str, cap: str, cpus: list[int]) -> NamedLane:
     return NamedLane.model_validate({"name": name, "cap": cap, "cpus": pinned, "threads": max(1, len(cpus))})
 
 
-def _gpu_names() -> list[str]:
+def gpu_names() -> list[str]:
     """Names of the CUDA devices; none where torch is missing or has no CUDA. Imports torch only where a driver is."""
     if not any(Path(sign).exists() for sign in GPU_SIGNS):
         return []

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..results.errors import InputError
 from .devices import NamedLane, cap_environment, cpu_vendor
+from .isolation.room import Room, rooms
 from .places import new_place, sweep_places
 from .watch import Listen, Progress, Worker, watch
 
@@ -72,14 +73,18 @@ def run_group(
         document = {**job, "lanes": [lane.model_dump(mode="json") for lane in lanes], "tasks": list(tasks)}
         document["timeout_s"] = timeout_s
         document["data"] = str(data.resolve()) if data is not None else None
-        (place / "job.json").write_text(json.dumps(document))
-        for rank, lane in enumerate(lanes):
-            workers.append(_start(lane, rank, place))
-        watch(workers, len(tasks), timeout_s, progress, listen)
+        with rooms(lanes) as own:
+            document["rooms"] = [room.document for room in own]
+            (place / "job.json").write_text(json.dumps(document))
+            try:
+                for rank, room in enumerate(own):
+                    workers.append(_start(room, rank, place))
+                watch(workers, len(tasks), timeout_s, progress, listen)
+            finally:
+                _stop(workers)
         answers = [json.loads((place / f"rank-{worker.rank}.json").read_text()) for worker in workers]
         return LaunchResult(tasks, answers)
     finally:
-        _stop(workers)
         shutil.rmtree(place, ignore_errors=True)
 
 
@@ -98,17 +103,20 @@ def probe_lanes(lanes: Sequence[NamedLane]) -> list[Task]:
     return [run_group([lane], [{"op": "figures"}], {}, timeout_s=60.0).answers[0][0] for lane in lanes]
 
 
-def worker_environment(lane: NamedLane) -> dict[str, str]:
-    """The environment of a lane's worker: the cap, one thread pool, collectives on loopback, no hub, no telemetry."""
+def worker_environment(lane: NamedLane, interface: str = "") -> dict[str, str]:
+    """The environment of a lane's worker: the cap, one thread pool, no hub, no telemetry.
+
+    Collectives go over loopback, or over the interface of a lane that is wired to others.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(CAPPING)}
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    interface = interface or ("lo0" if sys.platform == "darwin" else "lo")
     return {
         **kept,
         **cap_environment(lane.cap, cpu_vendor()),
         "OMP_NUM_THREADS": str(lane.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
-        "GLOO_SOCKET_IFNAME": loopback,
-        "NCCL_SOCKET_IFNAME": loopback,
+        "GLOO_SOCKET_IFNAME": interface,
+        "NCCL_SOCKET_IFNAME": interface,
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
@@ -116,19 +124,19 @@ def worker_environment(lane: NamedLane) -> dict[str, str]:
     }
 
 
-def _start(lane: NamedLane, rank: int, place: Path) -> Worker:
+def _start(room: Room, rank: int, place: Path) -> Worker:
     log = place / f"rank-{rank}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "steelyard.runner.worker", str(place), str(rank)],
+            [*room.prefix, sys.executable, "-m", "steelyard.runner.worker", str(place), str(rank)],
             stdin=subprocess.PIPE,  # closes when this process dies, however it dies: the worker's sign to end
             stdout=subprocess.PIPE,
             stderr=output,
-            env=worker_environment(lane),
+            env=worker_environment(room.lane, room.interface),
             start_new_session=True,
             cwd=place,
         )
-    return Worker(lane, rank, process, log)
+    return Worker(room.lane, rank, process, log, memory=room.memory)
 
 
 def _stop(workers: Sequence[Worker]) -> None:

@@ -213,7 +213,8 @@ def _obituary(worker: Worker, workers: Sequence[Worker]) -> Fault:
     if (code == -signal.SIGKILL and worker.memory is not None and worker.memory.has_killed()) or (
         code > 0 and any(sign in words for sign in NO_MEMORY)
     ):
-        kind, how = "memory", f"{how}: it exceeded its memory"
+        limit = worker.lane.memory_limit_gib
+        kind, how = "memory", f"{how}: it exceeded its memory" + (f" limit of {limit:g} GiB" if limit else "")
     why = f": {lines[-1]}" if (lines := words.strip().splitlines()) else ""
     what = f"{worker.named} {how} after {max(worker.done, 0)} tasks{why}"
     return Fault(kind, worker.lane.name, what, _silence(workers))

@@ -136,17 +136,44 @@ class LayerProfile(Spec):
         return self
 
 
+class Wire(Spec):
+    """How a lane is joined to the others: which made host it is on, and how the links of that are held back."""
+
+    host: Annotated[str, Field(max_length=64)] = ""
+    """Lanes of one name share a host that is made of namespaces; empty: this very host, over loopback."""
+    link_mbit_per_s: NonNegative = 0.0
+    """The lane's own way to its host's switch, in each direction; 0: not held back."""
+    link_latency_us: NonNegative = 0.0
+    uplink_mbit_per_s: NonNegative = 0.0
+    """The host's way to the other hosts, which its lanes share; equal for all of them."""
+    uplink_latency_us: NonNegative = 0.0
+
+
 class Lane(Spec):
     """How a device is had on this host: which processor, with which instruction sets, how many threads."""
 
     torch_device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    cap: Literal["full", "avx2", "sse"] = "full"
+    cap: Literal["full", "avx512", "avx2", "sse"] = "full"
     """Instruction sets that the worker process may use."""
     cpus: list[Annotated[int, Field(ge=0, le=65_535)]] = Field(default_factory=list)
     """Cores that the worker is pinned to; empty: not pinned."""
     threads: Annotated[int, Field(ge=1, le=4096)] = 1
     repeat: Annotated[int, Field(ge=1, le=64)] = 1
     """Each micro-batch's forward and backward is done so many times: the fallback that makes a lane slower."""
+    cpu_share: Fraction = 1.0
+    """Share of its cores' time that a quota leaves it; 1: no quota. What speed that gives is measured."""
+    cpu_period_us: Annotated[int, Field(ge=1_000, le=1_000_000)] = 5_000
+    """How often the quota is renewed: longer periods make steps uneven, shorter ones cost more switching."""
+    memory_limit_gib: NonNegative = 0.0
+    """Memory beyond which its process is killed; 0: no limit of its own."""
+    shares_core: bool = False
+    """Whether another lane of the cluster runs on a core of this one: such lanes are judged apart."""
+    wire: Wire = Wire()
+
+    @property
+    def cores(self) -> float:
+        """So many cores' time is the lane's: those it is pinned to (else one a thread), times its share."""
+        return self.cpu_share * (len(self.cpus) or self.threads)
 
 
 class Device(Spec):

@@ -1,0 +1,127 @@
+"""A room for each lane of a launch: its groups, its namespace, and the words that start a worker in there."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ...results.errors import InputError
+from ...sim.device import GIB
+from ..devices import NamedLane
+from ..symptoms import MemoryGroup
+from .capabilities import Host, this_host
+from .groups import Group, make_group, sweep
+from .holder import held
+from .owner import Owner
+from .warden import warden
+from .wiring import LANE_END, is_wired, layout
+
+
+@dataclass(frozen=True)
+class Room:
+    """Where one lane's worker runs; an empty one is the host as it is."""
+
+    lane: NamedLane
+    groups: Sequence[Group] = ()
+    network: int = 0
+    """Number of a process in the lane's namespace; 0: the host's own network."""
+    interface: str = ""
+    """Interface for collectives; empty: loopback."""
+
+    @property
+    def prefix(self) -> list[str]:
+        """Words before the worker's command."""
+        if not self.groups and not self.network:
+            return []
+        room = {"procs": [str(group.procs) for group in self.groups], "network": self.network}
+        return [sys.executable, "-m", "steelyard.runner.isolation.enter", json.dumps(room)]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What the worker must know: the file that tells how long its quota has throttled it, over how many cores."""
+        stat = next((str(each.path / "cpu.stat") for each in self.groups if each.place.controller == "cpu"), "")
+        return {"cpu_stat": stat, "cores": len(self.lane.cpus) or self.lane.threads}
+
+    @property
+    def memory(self) -> MemoryGroup | None:
+        """The group that limits the lane's memory; None: the lane has no limit of its own."""
+        limiting = [group for group in self.groups if group.place.controller == "memory"]
+        return MemoryGroup(limiting[0].kills_file, limiting[0].oom_kills()) if limiting else None
+
+
+@contextmanager
+def rooms(lanes: Sequence[NamedLane], host: Host | None = None) -> Iterator[list[Room]]:
+    """A room for each lane, for as long as the context lasts; nothing is left of them, whatever happens.
+
+    Lanes that ask for nothing cost nothing. What an earlier driver left when it was killed is removed first.
+
+    Raises:
+        InputError: a lane asks for what this host cannot give.
+    """
+    if not any(asks(lane) for lane in lanes):
+        yield [Room(lane) for lane in lanes]
+        return
+    host = host or this_host()
+    refuse_unavailable(lanes, host)
+    with ExitStack() as stack:
+        sweep(host.places)
+        groups = [_groups(lane, host, stack) for lane in lanes]
+        stack.enter_context(warden([group for own in groups for group in own]))
+        pids = [0] * len(lanes)
+        if is_wired(lanes):
+            assert host.network is not None, "refused above"
+            pids = stack.enter_context(held(layout(lanes), host.network))
+        interface = LANE_END if is_wired(lanes) else ""
+        yield [Room(lane, own, pid, interface) for lane, own, pid in zip(lanes, groups, pids, strict=True)]
+
+
+def asks(lane: NamedLane) -> bool:
+    """Whether a lane needs anything beyond affinity and instruction sets."""
+    return bool(lane.cpu_share < 1 or lane.memory_limit_gib or lane.wire.host)
+
+
+def refuse_unavailable(lanes: Sequence[NamedLane], host: Host, where: str = "cluster.lanes") -> None:
+    """Say which lane asks for what this host does not have, and why it has not.
+
+    Raises:
+        InputError: one does.
+    """
+    for index, lane in enumerate(lanes):
+        for key, wanted, name in _wants(lane):
+            found = host.capability(name)
+            if wanted and not found.available:
+                path = f"{where}.{index}.{key}"
+                raise InputError(path, f"this host has no {found.title}: {found.reason}", f"leave {key} out")
+
+
+def _wants(lane: NamedLane) -> Iterator[tuple[str, bool, str]]:
+    """Keys of a lane, whether it uses them, and the capability that they need."""
+    wire = lane.wire
+    yield "cpus", bool(lane.cpus), "affinity"
+    yield "cpu_share", lane.cpu_share < 1, "cpu_quota"
+    yield "memory_limit_gib", lane.memory_limit_gib > 0, "memory_limit"
+    yield "wire.host", bool(wire.host), "namespaces"
+    yield "wire.link_mbit_per_s", wire.link_mbit_per_s > 0, "link_rate"
+    yield "wire.uplink_mbit_per_s", wire.uplink_mbit_per_s > 0, "link_rate"
+    yield "wire.link_latency_us", wire.link_latency_us > 0, "link_latency"
+    yield "wire.uplink_latency_us", wire.uplink_latency_us > 0, "link_latency"
+
+
+def _groups(lane: NamedLane, host: Host, stack: ExitStack) -> list[Group]:
+    """The groups of one lane, which the stack removes."""
+    name = Owner.here().name()
+    found = []
+    for place in host.places:
+        values: dict[str, str] = {}
+        if place.controller == "cpu" and lane.cpu_share < 1:
+            values = place.quota(lane.cores, lane.cpu_period_us)
+        elif place.controller == "memory" and lane.memory_limit_gib:
+            values = place.limit(round(lane.memory_limit_gib * GIB))
+        if values:
+            found.append(make_group(place, name, values))
+            stack.callback(found[-1].remove)
+    return found
