@@ -433,8 +433,8 @@ def job_of(workload: Workload, training: Training, cache: Path, *, seed: int) ->
     Raises:
         InputError: the workload cannot run on lanes (dtype, no configuration).
     """
-    if workload.dtype != "fp32":
-        raise InputError("workload.dtype", f"{workload.dtype} does not run on lanes in this version", "use fp32")
+    if workload.dtype not in ("fp32", "bf16"):
+        raise InputError("workload.dtype", f"{workload.dtype} does not run on lanes in this version", "fp32 or bf16")
     config = workload.model.config
     if not config:
         raise InputError("workload.model", "has no transformers configuration, so it cannot run", "use one that has")
@@ -448,6 +448,7 @@ def job_of(workload: Workload, training: Training, cache: Path, *, seed: int) ->
         "model": workload.model.config,
         "labels": labels,
         "seed": seed,
+        "dtype": workload.dtype,
         "optimizer": workload.optimizer,
         "learning_rate": training.learning_rate,
         "global_batch": workload.global_batch,

@@ -125,7 +125,7 @@ def _shaping(name: str, title: str, commands: Sequence[list[str]], network: Mode
 
 def _refusal(mode: Mode, commands: Sequence[Sequence[str]]) -> str:
     """Why the host refuses commands in a namespace of their own; empty: it does not."""
-    lane = {"outside": [], "inside": []}
+    lane: dict[str, list[list[str]]] = {"outside": [], "inside": []}
     try:
         with held({"core": commands, "lanes": [lane]}, mode):
             return ""

@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> None:
         Path(file).write_text(str(os.getpid()))
     if room["network"]:
         enter_namespaces(room["network"])
-    os.execv(words[1], words[1:])  # noqa: S606 - the command of the driver, and no shell
+    os.execv(words[1], list(words[1:]))  # noqa: S606 - the command of the driver, and no shell
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .quota import Quota
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,6 +39,7 @@ class Member:
         self.world = len(job["lanes"])
         self.device = torch.device(self.lane["torch_device"])
         self.groups: dict[tuple[int, ...], Any] = {}
+        self.quota = Quota(**job["rooms"][rank])
         self.busy_probe: Callable[[], float] | None = None
         self.retries_left = math.ceil(RETRIED_SHARE * len(job["tasks"]))
         self.losses: list[float] = []
@@ -56,9 +59,10 @@ class Member:
         from ..workload import build_model
 
         job = self.job
-        self.model = build_model(
-            job["model"], labels=job["labels"], seed=job["seed"], dropout=job.get("dropout", 0.0)
-        ).to(self.device)
+        # bf16: weights, gradients and what the optimizer keeps; no copy of them in fp32.
+        kind = torch.bfloat16 if job.get("dtype") == "bf16" else torch.float32
+        model = build_model(job["model"], labels=job["labels"], seed=job["seed"], dropout=job.get("dropout", 0.0))
+        self.model = model.to(self.device, kind)
         self.model.train()
         self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.flat = flat_gradients(self.weights)
@@ -103,20 +107,22 @@ class Member:
     def clock(self) -> float:
         """Seconds that run only while this process has the processor: what a segment would take undisturbed.
 
-        One thread: its processor time. Several: wall time less the time that they stood ready and were not run.
+        One thread: its processor time. Several: wall time less the time that they stood ready and were not run. What a
+        quota takes away is the lane's own slowness, and no disturbance.
         """
         if self.lane["threads"] == 1:
-            return time.process_time()
+            return time.process_time() + self.quota.throttled_s()
         threads: int = self.lane["threads"]
-        return time.monotonic() - run_delay_s() / threads
+        return time.monotonic() - run_delay_s() / threads + self.quota.throttled_s()
 
     def disturbed(self, segment: Segment) -> bool:
         """Whether a segment took over 5 % longer than it would have, had nobody else used the processor.
 
-        Only compute counts: a member that waits in a collective sleeps. A GPU's work shows in neither clock.
+        Only compute counts: a member that waits in a collective sleeps. A GPU's work shows in neither clock, and where
+        lanes share a core, the clocks cannot tell the neighbour, who belongs there, from a stranger.
         """
         kind, _, start, end, own = segment
-        told = self.device.type == "cpu" and kind != "communication"
+        told = self.device.type == "cpu" and kind != "communication" and not self.lane["shares_core"]
         return told and end - start > WALL_OVER_CPU * own + CLOCK_S
 
     def step(self, sizes: list[int], start: int, group: Any, segments: list[Segment]) -> float:
@@ -171,7 +177,7 @@ class Member:
         count = self.data["ids"].shape[0]
         rows = torch.arange(start, start + size, device=self.device) % count
         logits = self.model(input_ids=self.data["ids"][rows], attention_mask=self.data["mask"][rows]).logits
-        total = torch.nn.functional.cross_entropy(logits, self.data["labels"][rows], reduction="sum")
+        total = torch.nn.functional.cross_entropy(logits.float(), self.data["labels"][rows], reduction="sum")
         batch: int = self.job["global_batch"]
         return total / batch
 

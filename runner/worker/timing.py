@@ -33,7 +33,8 @@ def all_reduce(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    buffer = torch.ones(max(1, task["bytes"] // 4), device=member.device)
+    kind = torch.bfloat16 if member.job.get("dtype") == "bf16" else torch.float32
+    buffer = torch.ones(max(1, task["bytes"] // kind.itemsize), device=member.device, dtype=kind)
     group = member.groups[tuple(task["ranks"])]
     times = []
     member.meet()

@@ -394,7 +394,7 @@ def test_paths_that_climb_out_or_are_none(
 
 def test_what_cannot_run_on_lanes_says_so(tiny_workload: Workload, tmp_path: Path) -> None:
     for update, path in (
-        ({"dtype": "bf16"}, "workload.dtype"),
+        ({"dtype": "fp16"}, "workload.dtype"),
         ({"model": tiny_workload.model.model_copy(update={"config": {}})}, "workload.model"),
         ({"model": tiny_workload.model.model_copy(update={"config": {"model_type": "vit"}})}, "workload.model"),
     ):

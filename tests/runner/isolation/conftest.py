@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -52,8 +53,11 @@ def named_namespaces() -> set[str]:
 
 def helpers() -> set[int]:
     """Processes of this package below this test."""
-    children = psutil.Process().children(recursive=True)
-    return {each.pid for each in children if any("steelyard.runner.isolation" in word for word in each.cmdline())}
+    found = set()
+    for each in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found |= {each.pid} if any("steelyard.runner.isolation" in word for word in each.cmdline()) else set()
+    return found
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from steelyard.runner.isolation.groups import (
     throttled_s,
 )
 from steelyard.runner.isolation.owner import Owner
+from steelyard.runner.worker.quota import Quota
 
 Need = Callable[[str], None]
 MIB = 2**20
@@ -200,3 +201,29 @@ def test_the_warden_removes_groups_when_the_driver_is_killed(need: Need, end: si
             assert worker.wait(30) == -signal.SIGKILL
     wait_for(lambda: not any(path.exists() for path in paths))
     assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+@pytest.mark.usefixtures("as_before")
+def test_a_worker_counts_what_its_quota_took_away(need: Need) -> None:
+    """Processor time and throttled time together are no more than the time that has passed."""
+    need("cpu_quota")
+    place = place_of("cpu")
+    group = make_group(place, Owner.here().name(), place.quota(0.25, 5_000))
+    program = (
+        "import sys, time\n"
+        "from steelyard.runner.worker.quota import Quota\n"
+        f"quota = Quota(cpu_stat={str(group.path / 'cpu.stat')!r}, cores=1)\n"
+        "start, own, lost = time.monotonic(), time.process_time(), quota.throttled_s()\n"
+        "while quota.throttled_s() - lost < 0.3: pass\n"
+        "own, wall = time.process_time() - own, time.monotonic() - start\n"
+        "sys.exit(not own + 0.3 <= wall + 0.02)\n"
+    )
+    try:
+        with start(group, program) as process:
+            assert process.wait(60) == 0
+    finally:
+        group.remove()
+
+
+def test_a_worker_without_a_quota_loses_nothing() -> None:
+    assert Quota(cpu_stat="", cores=1).throttled_s() == 0.0

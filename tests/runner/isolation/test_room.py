@@ -1,0 +1,221 @@
+"""Whole launches in rooms: real workers under quotas, limits and on wires; what is left of them; what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from steelyard.results.errors import InputError, WorkerFailedError
+from steelyard.runner.calibrate import job_of
+from steelyard.runner.devices import NamedLane, read_lanes
+from steelyard.runner.isolation.capabilities import Host, this_host
+from steelyard.runner.isolation.groups import sweep
+from steelyard.runner.isolation.room import asks, refuse_unavailable, rooms
+from steelyard.runner.launch import run_group
+from steelyard.sim.device import Wire
+from steelyard.sim.spec import Scenario
+
+from .conftest import left_groups, listeners
+
+Need = Callable[[str], None]
+
+
+def without(host: Host, name: str) -> Host:
+    """The host as if it lacked one capability."""
+    found = [replace(each, available=each.name != name and each.available) for each in host.capabilities]
+    return replace(host, capabilities=[replace(each, reason="it is a toy") for each in found])
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "path"),
+    [
+        ({"cpus": [0]}, "affinity", "cluster.lanes.1.cpus"),
+        ({"cpu_share": 0.5}, "cpu_quota", "cluster.lanes.1.cpu_share"),
+        ({"memory_limit_gib": 1}, "memory_limit", "cluster.lanes.1.memory_limit_gib"),
+        ({"wire": {"host": "a"}}, "namespaces", "cluster.lanes.1.wire.host"),
+        ({"wire": {"host": "a", "link_mbit_per_s": 10}}, "link_rate", "cluster.lanes.1.wire.link_mbit_per_s"),
+        ({"wire": {"host": "a", "uplink_mbit_per_s": 10}}, "link_rate", "cluster.lanes.1.wire.uplink_mbit_per_s"),
+        ({"wire": {"host": "a", "link_latency_us": 10}}, "link_latency", "cluster.lanes.1.wire.link_latency_us"),
+        ({"wire": {"host": "a", "uplink_latency_us": 10}}, "link_latency", "cluster.lanes.1.wire.uplink_latency_us"),
+    ],
+)
+def test_what_a_host_lacks_is_refused_by_path_with_the_reason(values: dict[str, Any], name: str, path: str) -> None:
+    lanes = [NamedLane(name="plain"), NamedLane.model_validate({"name": "asking", **values})]
+    all_there = replace(this_host(), capabilities=[replace(each, available=True) for each in this_host().capabilities])
+    refuse_unavailable(lanes, all_there)
+    with pytest.raises(InputError, match=r"this host has no .*: it is a toy") as error:
+        refuse_unavailable(lanes, without(all_there, name))
+    assert error.value.path == path
+
+
+def test_a_lane_that_asks_for_nothing_costs_nothing() -> None:
+    lanes = [NamedLane(name="plain", cpus=[0])]
+    assert not asks(lanes[0])
+    with rooms(lanes) as (room,):
+        assert room.prefix == []
+        assert room.document == {"cpu_stat": "", "cores": 1}
+        assert room.memory is None
+
+
+def test_a_lane_file_says_what_it_wants(tmp_path: Path, need: Need) -> None:
+    need("cpu_quota")
+    file = tmp_path / "lanes.toml"
+    file.write_text('[[lanes]]\nname = "half"\ncpu_share = 0.5\nmemory_limit_gib = 2\n')
+    (lane,) = read_lanes(file)
+    assert lane.cores == 0.5
+    file.write_text('[[lanes]]\nname = "half"\ncpu_share = 1.5\n')
+    with pytest.raises(InputError, match="cpu_share"):
+        read_lanes(file)
+
+
+# ---- real launches ----
+
+
+def half(name: str, **values: Any) -> NamedLane:
+    return NamedLane.model_validate({"name": name, "cpu_share": 0.5, **values})
+
+
+@pytest.mark.usefixtures("as_before")
+def test_too_little_memory_is_named(need: Need) -> None:
+    """Not even torch fits in 32 MiB."""
+    need("memory_limit")
+    lane = NamedLane(name="small", memory_limit_gib=1 / 32)
+    with pytest.raises(WorkerFailedError, match=r"worker 'small' .* it exceeded its memory limit of 0.03125 GiB"):
+        run_group([lane], [{"op": "figures"}], {}, timeout_s=20)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_before")
+def test_lanes_on_wires_with_quotas_meet_and_listen_to_nobody_outside(
+    need: Need, tiny_scenario: Scenario, tmp_path: Path
+) -> None:
+    need("cpu_quota")
+    need("link_rate")
+    lanes = [half(name, wire=Wire(host=name, uplink_mbit_per_s=200)).model_dump(mode="json") for name in "ab"]
+    with driver(tmp_path, tiny_scenario, lanes) as process:
+        found = wait_for_workers(process, 2)
+        heard = [listeners(each.pid) for each in found]
+        process.kill()
+        process.communicate(timeout=30)
+        assert not psutil.wait_procs(found, timeout=10)[1]
+    assert all(address.startswith("10.203.") for own in heard for address in own)
+    assert any(heard)
+    wait_until_gone()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("victim", ["worker", "driver", "driver and warden"])
+def test_a_kill_leaves_no_group(need: Need, tiny_scenario: Scenario, tmp_path: Path, victim: str) -> None:
+    need("cpu_quota")
+    need("memory_limit")
+    lanes = [half(name, memory_limit_gib=2).model_dump(mode="json") for name in "ab"]
+    with driver(tmp_path, tiny_scenario, lanes) as process:
+        found = wait_for_workers(process, 2)
+        wardens = children_of(process.pid, "steelyard.runner.isolation.warden")
+        assert len(wardens) == 1
+        if victim == "worker":
+            found[1].kill()
+        else:
+            for each in wardens if "warden" in victim else []:
+                each.kill()
+            process.kill()
+        output, _ = process.communicate(timeout=30)
+        assert not psutil.wait_procs([*found, *wardens], timeout=10)[1]
+    if victim == "worker":
+        assert "worker 'b' (rank 1) was killed by SIGKILL" in output
+    if "warden" in victim:
+        assert len(left_groups()) >= 4, "nobody was left to remove them"
+        sweep(this_host().places)
+    wait_until_gone()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_before")
+def test_bf16_trains_and_its_gradient_is_near_that_of_fp32(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    """bf16 has eight bits of mantissa: the whole vector differs by a few percent, and not by more."""
+    from safetensors.torch import load_file
+
+    workload = tiny_scenario.workload.model_copy(update={"dtype": "bf16"})
+    found = []
+    for each in (tiny_scenario.workload, workload):
+        job, data = job_of(each, tiny_scenario.training, tmp_path, seed=0)
+        task = {"op": "gradients", "sizes": [[16], [14]], "ranks": [0, 1], "file": str(tmp_path / each.dtype)}
+        reduce = {"op": "all_reduce", "bytes": 2**12, "repeats": 2, "ranks": [0, 1]}
+        steps = {"op": "profile", "micro_batch": 4, "seconds": 0.01, "least": 1}
+        lanes = [NamedLane(name="full"), NamedLane(name="sse", cap="sse")]
+        run_group(lanes, [task, reduce, steps], job, timeout_s=60, data=data)
+        found.append(load_file(f"{tmp_path / each.dtype}.0")["gradient"].float())
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 0.1
+
+
+# ---- processes ----
+
+
+@contextmanager
+def driver(folder: Path, scenario: Scenario, lanes: list[dict[str, Any]]) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own that runs a group for a minute, so that a test can kill it."""
+    job, data = job_of(scenario.workload, scenario.training, folder, seed=0)
+    task = {"op": "profile", "micro_batch": 4, "seconds": 60, "least": 1}
+    program = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from steelyard.runner.devices import NamedLane\n"
+        "from steelyard.results.errors import WorkerFailedError\n"
+        "from steelyard.runner.launch import run_group\n"
+        "job, lanes, task, data = json.loads(sys.argv[1])\n"
+        "try:\n"
+        "    lanes = [NamedLane.model_validate(lane) for lane in lanes]\n"
+        "    run_group(lanes, [task], job, timeout_s=20, data=Path(data))\n"
+        "except WorkerFailedError as error:\n"
+        "    print('FAILED', error); sys.exit(1)\n"
+    )
+    words = json.dumps([job, lanes, task, str(data)])
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", program, words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def children_of(pid: int, module: str) -> list[psutil.Process]:
+    """The processes below another that run a module; none of those that have ended."""
+    found = []
+    for each in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [each] if module in each.cmdline()[:3] else []
+    return found
+
+
+def wait_for_workers(process: subprocess.Popen[str], count: int) -> list[psutil.Process]:
+    """The workers, once they have met: gloo's connections stand, each in its own namespace; by rank."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        assert process.poll() is None, "the driver ended"
+        found = children_of(process.pid, "steelyard.runner.worker")
+        if len(found) == count and all(each.net_connections("tcp") for each in found):
+            return sorted(found, key=lambda each: each.cmdline()[-1])
+        time.sleep(0.1)
+    raise AssertionError("the workers never met")
+
+
+def wait_until_gone() -> None:
+    end = time.monotonic() + 10
+    while left_groups():
+        assert time.monotonic() < end, f"left: {left_groups()}"
+        time.sleep(0.05)
