@@ -14,12 +14,14 @@ from ..results.errors import InputError
 from ..results.record import digest
 from ..results.store import write_text
 from ..sim.checking import validate
-from ..sim.device import Cluster, CollectivePoint, CollectiveTable, Device, Lane, Link, Node, Profile, ProfilePoint
+from ..sim.device import Cluster, CollectivePoint, CollectiveTable, Device, Lane, Profile, ProfilePoint
 from ..sim.noise import stream
 from ..sim.spec import Calibrating, Replay, Training, expand, inside, parse_file, shipped_names
 from ..sim.workload import Name, NonNegative, Spec, Workload
 from .data import training_data
-from .devices import LaneFile, NamedLane, Offer, default_lanes, fingerprint
+from .declared import LaneFile, declared, lanes_from
+from .devices import NamedLane, Offer, default_lanes, fingerprint
+from .isolation.machines import machines
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .waking import waking_points, waking_tasks
 
@@ -104,9 +106,10 @@ def calibrate(
     require_torch()
     training = validate(Training, document.get("training", {}), "training", prefix="training.")
     effort = validate(Calibrating, document.get("calibration", {}), "calibration", prefix="calibration.")
-    lane_file = _lane_file(document, folder)
+    by_hand = declared(document, folder)
+    own = lanes_from(by_hand[1], "cluster.") if by_hand is not None else ()
     report(f"looking for lanes: each is verified and measured, about {PROBE_LANES_S:.0f} s")
-    lanes, offers = default_lanes(lane_file)
+    lanes, offers = default_lanes(own)
     for offer in offers:
         report(f"  {offer.lane.name}: {offer.reason}")
     timeout_s = validate(Replay, document.get("replay", {}), "replay", prefix="replay.").timeout_s
@@ -191,12 +194,8 @@ def build_cluster(
             )
         )
     collectives = [build_collective(workload, lanes, results)] if len(lanes) > 1 else []
-    link = Link(
-        name="loopback", latency_us=50, bandwidth_gb_per_s=1, source={"all": "unused: collectives are measured"}
-    )
-    return Cluster(
-        nodes=[Node(name="host", devices=devices, link=link)], collectives=collectives, fingerprint=fingerprint()
-    )
+    nodes, network = machines(lanes, devices)
+    return Cluster(nodes=nodes, network=network, collectives=collectives, fingerprint=fingerprint())
 
 
 def build_profile(workload: Workload, results: Sequence[LaunchResult], rank: int) -> Profile:
@@ -291,7 +290,7 @@ def calibration_path(document: dict[str, Any], folder: Path | None, runs: Path, 
     named = cluster.get("calibration") if isinstance(cluster, dict) else None
     if isinstance(named, str):
         return inside(folder, named, "cluster.calibration")
-    return runs / "calibrations" / f"{_lanes_name(_lane_file(document, folder))}-{workload.key}.toml"
+    return runs / "calibrations" / f"{_lanes_name(declared(document, folder))}-{workload.key}.toml"
 
 
 def write_calibration(calibration: Calibration) -> None:
@@ -378,7 +377,7 @@ def resolver(runs: Path, *, force: bool = False, notes: list[str] | None = None)
         cluster = document.get("cluster")
         if not isinstance(cluster, dict) or "lanes" not in cluster:
             return document
-        known = ("calibration", "lanes")
+        known = ("calibration", "hosts", "lanes")
         for key in (str(each) for each in cluster if each not in known):
             near = difflib.get_close_matches(key[:200], known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
@@ -537,7 +536,9 @@ def _contended(results: Sequence[LaunchResult]) -> float:
 
 
 def _memory_gib(lane: NamedLane, offer: Offer, lanes: Sequence[NamedLane]) -> float:
-    """Memory of one lane: a GPU's own, or the host's divided among its CPU lanes."""
+    """Memory of one lane: a GPU's own, or the host's divided among its CPU lanes; no more than the lane's limit."""
+    if lane.memory_limit_gib:
+        return min(lane.memory_limit_gib, offer.memory_bytes / 2**30)
     sharing = 1 if lane.torch_device != "cpu" else sum(each.torch_device == "cpu" for each in lanes)
     return offer.memory_bytes / 2**30 / sharing
 
@@ -547,19 +548,9 @@ def unnamed(lane: NamedLane) -> Lane:
     return Lane.model_validate(lane.model_dump(exclude={"name"}))
 
 
-def _lanes_name(file: Path | None) -> str:
+def _lanes_name(by_hand: tuple[str, LaneFile] | None) -> str:
     """What the lanes add to the name of their tables: a file that was edited, or another of that name, has its own."""
-    if file is None:
+    if by_hand is None:
         return "auto"
-    lanes = validate(LaneFile, parse_file(file), str(file)).lanes
-    return f"{file.stem}-{digest([lane.model_dump(mode='json') for lane in lanes])[:8]}"
-
-
-def _lane_file(document: dict[str, Any], folder: Path | None) -> Path | None:
-    cluster = document.get("cluster")
-    lanes = cluster.get("lanes", "auto") if isinstance(cluster, dict) else "auto"
-    if lanes == "auto":
-        return None
-    if not isinstance(lanes, str):
-        raise InputError("cluster.lanes", f"is {lanes!r}", 'use "auto" or the name of a lane file')
-    return inside(folder, lanes, "cluster.lanes")
+    name, found = by_hand
+    return f"{name}-{digest(found.model_dump(mode='json'))[:8]}"

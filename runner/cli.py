@@ -181,12 +181,13 @@ def devices(
     as_json: Json = False,
 ) -> None:
     """List the lanes that this host can offer as torch devices: verified and measured."""
+    from .declared import read_lanes
     from .devices import default_lanes, fingerprint
     from .isolation.capabilities import capability_rows
     from .launch import require_torch
 
     require_torch()
-    chosen, offers = default_lanes(lanes)
+    chosen, offers = default_lanes(read_lanes(lanes) if lanes is not None else ())
     full = max(offer.training_rate for offer in offers)
     rows = [offer.row(full) for offer in offers]
     document = {"host": fingerprint(), "lanes": rows, "default_cluster": [lane.name for lane in chosen]}

@@ -14,16 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import psutil
-from pydantic import Field
 
-from ..results.errors import InputError
-from ..sim.checking import validate
 from ..sim.device import Lane
-from ..sim.spec import parse_file
-from ..sim.workload import Name, Spec
+from ..sim.workload import Name
 
 CAPABILITY = {
     "full": ("AVX512", "AVX2", "DEFAULT"),
@@ -46,13 +42,6 @@ class NamedLane(Lane):
     """A lane and the name that its device has in the cluster."""
 
     name: Name
-
-
-class LaneFile(Spec):
-    """A TOML file that defines lanes by hand."""
-
-    schema_version: Annotated[int, Field(ge=1, le=1)] = 1
-    lanes: Annotated[list[NamedLane], Field(min_length=1, max_length=64)]
 
 
 Probe = Callable[[Sequence[NamedLane]], Sequence[Mapping[str, Any]]]
@@ -164,24 +153,13 @@ def cpu_groups(cpus: Sequence[int], most: int) -> list[list[int]]:
     return [list(cpus[index * size : (index + 1) * size]) for index in range(count)]
 
 
-def read_lanes(file: Path) -> list[NamedLane]:
-    """Lanes defined by hand in a TOML file.
-
-    Raises:
-        InputError: bad file, two lanes of one name, a core or GPU that this host does not have.
-    """
-    lanes = validate(LaneFile, parse_file(file), str(file)).lanes
-    names = [lane.name for lane in lanes]
-    for index, lane in enumerate(lanes):
-        if names.count(lane.name) > 1:
-            raise InputError(f"lanes.{index}.name", f"{lane.name!r} is used twice", "give each lane its own name")
-        missing = sorted(set(lane.cpus) - set(available_cpus()))
-        if missing:
-            raise InputError(f"lanes.{index}.cpus", f"core {missing[0]} is not available", f"cores: {available_cpus()}")
-        if lane.torch_device.startswith("cuda") and _gpu_number(lane) >= len(gpu_names()):
-            raise InputError(f"lanes.{index}.torch_device", f"no {lane.torch_device} here", "`steelyard devices` lists")
-    require_capabilities(lanes, "lanes")
-    return list(lanes)
+def mark_shared(lanes: Sequence[NamedLane]) -> list[NamedLane]:
+    """The lanes, marked where another runs on one of their cores."""
+    users: dict[int, int] = {}
+    for lane in lanes:
+        for cpu in lane.cpus:
+            users[cpu] = users.get(cpu, 0) + 1
+    return [lane.model_copy(update={"shares_core": any(users[cpu] > 1 for cpu in lane.cpus)}) for lane in lanes]
 
 
 def require_capabilities(lanes: Sequence[NamedLane], where: str) -> None:
@@ -219,15 +197,17 @@ def measure_lanes(lanes: Sequence[NamedLane], probe: Probe | None = None) -> lis
     return offers
 
 
-def default_lanes(file: Path | None = None, probe: Probe | None = None) -> tuple[list[NamedLane], list[Offer]]:
+def default_lanes(
+    declared: Sequence[NamedLane] = (), probe: Probe | None = None
+) -> tuple[list[NamedLane], list[Offer]]:
     """The lanes of the default cluster, and what was measured of every candidate.
 
     Args:
-        file: lanes defined by hand; all of them are taken, measured but not judged.
+        declared: lanes by hand; all of them are taken, measured but not judged.
         probe: as in :func:`measure_lanes`.
     """
-    if file is not None:
-        lanes = read_lanes(file)
+    if declared:
+        lanes = list(declared)
         judged = measure_lanes(lanes, probe)[: len(lanes)]
         return lanes, [replace(offer, offered=True, reason=f"by hand: {offer.reason}") for offer in judged]
     offers = measure_lanes(candidate_lanes(), probe)
@@ -239,7 +219,7 @@ def default_lanes(file: Path | None = None, probe: Probe | None = None) -> tuple
             chosen.append(offer.lane)
             used |= cores
     if len(chosen) < 2:  # a single core, or nothing but the fallback beside the first
-        chosen = [offer.lane for offer in offers if offer.offered][:2]
+        chosen = mark_shared([offer.lane for offer in offers if offer.offered][:2])
     return chosen, offers
 
 
@@ -303,11 +283,6 @@ def gpu_names() -> list[str]:
     except ImportError:
         return []
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-
-
-def _gpu_number(lane: NamedLane) -> int:
-    _, _, number = lane.torch_device.partition(":")
-    return int(number or 0)
 
 
 def _cpuinfo(key: str) -> str:

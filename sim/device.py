@@ -171,7 +171,7 @@ class Lane(Spec):
     wire: Wire = Wire()
 
     @property
-    def cores(self) -> float:
+    def quota_cores(self) -> float:
         """So many cores' time is the lane's: those it is pinned to (else one a thread), times its share."""
         return self.cpu_share * (len(self.cpus) or self.threads)
 

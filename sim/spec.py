@@ -346,6 +346,12 @@ def shipped_names(folder: str) -> list[str]:
     )
 
 
+def simulated_names() -> list[str]:
+    """Names of the shipped scenarios that need nothing of a host: their cluster is no host's lanes."""
+    clusters = {name: read_document(name)[0].get("cluster", {}) for name in shipped_names("scenarios")}
+    return [name for name, cluster in clusters.items() if "lanes" not in cluster]
+
+
 def shipped_text(folder: str, name: str) -> str:
     """Text of a shipped TOML file."""
     return _data(folder).joinpath(f"{name}.toml").read_text(encoding="utf-8")

@@ -118,7 +118,7 @@ def _groups(lane: NamedLane, host: Host, stack: ExitStack) -> list[Group]:
     for place in host.places:
         values: dict[str, str] = {}
         if place.controller == "cpu" and lane.cpu_share < 1:
-            values = place.quota(lane.cores, lane.cpu_period_us)
+            values = place.quota(lane.quota_cores, lane.cpu_period_us)
         elif place.controller == "memory" and lane.memory_limit_gib:
             values = place.limit(round(lane.memory_limit_gib * GIB))
         if values:

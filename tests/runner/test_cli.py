@@ -23,7 +23,7 @@ from steelyard.policies import DEFAULTS, make_policy
 from steelyard.results.store import read_run
 from steelyard.runner.cli import run
 from steelyard.sim.plan import Plan
-from steelyard.sim.spec import MAX_INPUT_BYTES, load_scenario, shipped_names
+from steelyard.sim.spec import MAX_INPUT_BYTES, load_scenario, simulated_names
 from steelyard.sim.view import View
 
 SHIPPED = "mixed-gpus"
@@ -92,7 +92,7 @@ def refused(answer: Answer) -> str:
 # ---- every verb on what is shipped ----
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_names("scenarios") if name != "demo"])
+@pytest.mark.parametrize("name", simulated_names())
 def test_check_accepts_what_is_shipped(name: str, call: Call) -> None:
     answer = call("check", name, "--json")
     assert answer.code == 0
@@ -297,7 +297,7 @@ def test_init_with_a_model_writes_both_or_neither(tmp_path: Path, call: Call) ->
         (["simulate", SHIPPED, "--set", "workload.model=../model.json"], "workload.model"),
         (["simulate", "demo"], "steelyard calibrate"),
         (["check", "demo", "--set", "cluster.colour=red"], "cluster.colour"),
-        (["check", "demo", "--set", "cluster.colour=red"], "known here: calibration, lanes"),
+        (["check", "demo", "--set", "cluster.colour=red"], "known here: calibration, hosts, lanes"),
         (["check", "demo", "--set", "cluster.calibratoin=x.toml"], "did you mean calibration?"),
         (["check", SHIPPED, "--set", "cluster.lanes=auto"], "cluster.network: unknown key"),
         (["simulate", SHIPPED, "--set", "workload.global_batch=1"], "1 samples cannot give every one of 2 devices"),

@@ -11,6 +11,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 from steelyard.results.errors import InputError
+from steelyard.runner.declared import read_lanes
 from steelyard.runner.devices import (
     CAPABILITY,
     FALLBACK_REPEAT,
@@ -23,8 +24,8 @@ from steelyard.runner.devices import (
     cpu_vendor,
     default_lanes,
     fingerprint,
+    mark_shared,
     measure_lanes,
-    read_lanes,
 )
 
 Answer = dict[str, Any]
@@ -217,13 +218,15 @@ def test_a_lane_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         NamedLane(name="wide", cpus=[core], threads=1),
         NamedLane(name="narrow", cap="sse", cpus=[core], threads=2, repeat=3),
     ]
-    assert read_lanes(write(tmp_path, *(lane.model_dump(mode="json") for lane in lanes))) == lanes
+    assert read_lanes(write(tmp_path, *(lane.model_dump(mode="json") for lane in lanes))) == mark_shared(lanes)
+    assert all(lane.shares_core for lane in mark_shared(lanes))
+    assert not any(lane.shares_core for lane in mark_shared(lanes[:1]))
 
 
 def test_lanes_by_hand_are_all_taken_measured_and_not_replaced(tmp_path: Path) -> None:
     """A lane that is named ``repeat`` by its author keeps its own figures; no fallback comes in unasked."""
     file = write(tmp_path, {"name": "one"}, {"name": "repeat", "cap": "sse"})
-    lanes, offers = default_lanes(file, scripted({"full": 100.0, "sse": 99.0}))
+    lanes, offers = default_lanes(read_lanes(file), scripted({"full": 100.0, "sse": 99.0}))
     assert [lane.name for lane in lanes] == ["one", "repeat"]
     assert [offer.lane for offer in offers] == lanes
     assert all(offer.offered for offer in offers)
@@ -240,7 +243,7 @@ MISSING_CORE = max(available_cpus()) + 1
         ([{"name": "a"}, {"name": "a"}], "lanes.0.name"),
         ([{"name": "a", "cpus": [MISSING_CORE]}], "lanes.0.cpus"),
         ([{"name": "a"}, {"name": "b", "speed": 2}], "lanes.1.speed"),
-        ([{"name": "a", "cap": "avx512"}], "lanes.0.cap"),
+        ([{"name": "a", "cap": "avx1024"}], "lanes.0.cap"),
         ([{"name": "a", "threads": 0}], "lanes.0.threads"),
         ([{"name": "a", "repeat": -1}], "lanes.0.repeat"),
         ([{"name": "a", "torch_device": "tpu"}], "lanes.0.torch_device"),

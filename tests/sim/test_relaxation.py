@@ -15,7 +15,7 @@ from steelyard.sim.bounds import critical_path_s, crossing_s, lower_bound_s, rel
 from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Plan
 from steelyard.sim.relaxation import Relaxation
-from steelyard.sim.spec import Scenario, load_scenario, shipped_names
+from steelyard.sim.spec import Scenario, load_scenario, simulated_names
 from steelyard.sim.view import View
 
 POLICIES = ("uniform", "makespan", "cannikin", "poplar", "cephalo", "grid(data=1)", "grid(data=1, tensor=2)")
@@ -134,7 +134,7 @@ def _without_noise(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update={"cluster": cluster})
 
 
-@pytest.mark.parametrize("name", [name for name in shipped_names("scenarios") if name != "demo"])
+@pytest.mark.parametrize("name", simulated_names())
 def test_shipped_bounds_are_at_least_work_over_speed_at_equal_prices(name: str) -> None:
     scenario = load_scenario(name)
     relaxation = relaxation_of(scenario)

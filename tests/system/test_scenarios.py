@@ -12,10 +12,12 @@ import pytest
 from steelyard.policies import policies_for
 from steelyard.results.gate import read_baseline
 from steelyard.runner.cli import run
-from steelyard.sim.spec import load_scenario, shipped_names, shipped_text
+from steelyard.sim.spec import load_scenario, read_document, shipped_names, shipped_text, simulated_names
 
 BASELINES = Path(__file__).resolve().parents[2] / "results" / "baselines"
-NAMES = [name for name in shipped_names("scenarios") if name != "demo"]  # which needs the lanes of a host
+NAMES = simulated_names()
+LANES = sorted(set(shipped_names("scenarios")) - set(NAMES) - {"demo"})
+"""They need the lanes of a host, calibrated; the demo has tests of its own."""
 FIRST = ("mixed-gpus", "old-and-new")
 """They came before the others, and have no policies of their own."""
 
@@ -46,6 +48,18 @@ def test_a_scenario_asks_a_question_and_says_how_to_answer_it(name: str) -> None
     assert scenario.name == name
     assert len(scenario.policies) >= 2
     assert f"# steelyard simulate {name}" in text
+
+
+@pytest.mark.parametrize("name", LANES)
+def test_a_scenario_of_lanes_says_what_it_needs_and_how_to_run_it(name: str, tmp_path: Path) -> None:
+    document, text = read_document(name)[0], shipped_text("scenarios", name)
+    assert document["summary"].endswith("?")
+    assert document["name"] == name
+    assert 3 <= len(document["cluster"]["lanes"]) <= 6
+    assert max(core for lane in document["cluster"]["lanes"] for core in lane["cores"]) <= 1, "two cores must do"
+    for verb in ("calibrate", "simulate", "replay"):
+        assert f"# steelyard {verb} {name}" in text
+    assert run(["simulate", name, "--runs", str(tmp_path)]) == 2, "nothing is predicted before the lanes are measured"
 
 
 @pytest.mark.slow
