@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import signal
@@ -80,6 +81,11 @@ def run(arguments: list[str]) -> int:
         return _fail(str(error), BAD_INPUT)
     except WorkerFailedError as error:
         return _fail(str(error), CRASH)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "the disk"
+        return _fail(f"{where}: {error.strerror}; what was complete is kept (make room, then do it again)", CRASH)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; what was complete is kept", INTERRUPTED)
     except typer.Exit as stop:

@@ -5,6 +5,7 @@ Times are of the monotonic clock, so that they can be held against those of othe
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -12,27 +13,39 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .watch import Fault
 
 Event = dict[str, Any]
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
 class Journal:
-    """A file of events, one JSON object a line; a line is on disk before anything else happens."""
+    """A file of events, one JSON object a line; a line is on disk before anything else happens.
+
+    Where the disk is full, lines wait for the next one that finds room: a training does not die of its journal.
+    """
 
     path: Path
+    waiting: list[str] = field(default_factory=list)
 
     def write(self, event: str, **fields: Any) -> None:
         """Add an event of now."""
         line = {"event": event, "when_utc": datetime.now(UTC).isoformat(timespec="milliseconds")}
-        text = json.dumps({**line, "at_s": time.monotonic(), **fields}, allow_nan=False) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        self.waiting.append(json.dumps({**line, "at_s": time.monotonic(), **fields}, allow_nan=False))
+        try:
+            with self.path.open("ab+") as file:
+                lead = b"" if _ends_well(file) else b"\n"  # a line that was cut short stays a line of its own
+                file.write(lead + "".join(f"{each}\n" for each in self.waiting).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            return
+        self.waiting.clear()
 
     def write_gap(self, events: Sequence[Event]) -> None:
         """Write down that the driver was killed after the events: found out now, when somebody goes on."""
@@ -48,13 +61,21 @@ class Journal:
         )
 
     def read(self) -> list[Event]:
-        """All events in order. A last line that a kill cut short is left out: its event was not over."""
+        """All events in order. Lines that a kill or a full disk cut short are left out: they were not written whole."""
         if not self.path.is_file():
             return []
-        return list(_events(self.path.read_text(encoding="utf-8", errors="replace").splitlines()))
+        return list(parse_events(self.path.read_text(encoding="utf-8", errors="replace").splitlines()))
 
 
-def _events(lines: Iterable[str]) -> Iterator[Event]:
+def _ends_well(file: IO[bytes]) -> bool:
+    if file.seek(0, os.SEEK_END) == 0:
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def parse_events(lines: Iterable[str]) -> Iterator[Event]:
+    """The events in some lines of a journal; lines that were cut short are none."""
     for line in lines:
         try:
             event = json.loads(line)

@@ -84,11 +84,19 @@ def connections(pid: int, proc: Path = Path("/proc")) -> list[Connection]:
     """
     folder = proc / str(pid)
     try:
-        own = {str(each.readlink()) for each in (folder / "fd").iterdir()}
+        own = set(_open_files(folder / "fd"))
         rows = [line.split() for name in ("tcp", "tcp6") for line in _rows(folder / "net" / name)]
     except OSError:
         return []
     return list(_connections(rows, own))
+
+
+def _open_files(folder: Path) -> Iterator[str]:
+    for each in folder.iterdir():
+        try:
+            yield str(each.readlink())
+        except FileNotFoundError:  # closed since it was listed
+            continue
 
 
 def _rows(file: Path) -> list[str]:

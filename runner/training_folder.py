@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class TrainingFolder:
 
     path: Path
 
-    @property
+    @cached_property
     def journal(self) -> Journal:
         """What happened when."""
         return Journal(self.path / "journal.jsonl")

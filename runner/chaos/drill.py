@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import psutil
 
 from ...results.errors import WorkerFailedError
 from ..checkpoint import Checkpoint
-from ..journal import Event, Spent, spent
+from ..journal import Event, Spent, parse_events, spent
 from ..training_folder import TrainingFolder
 from .forecast import Costs
 from .leftovers import Sightings
@@ -58,7 +57,7 @@ class Tail:
                 file.seek(self.offset)
                 whole = file.read().rpartition(b"\n")[0]
             self.offset += len(whole) + bool(whole)
-            self.events += [json.loads(line) for line in whole.splitlines() if line]
+            self.events += parse_events(whole.decode(errors="replace").splitlines())
         return self.events
 
     def attempt(self) -> list[Event]:
