@@ -9,7 +9,7 @@ fault                          detected within
 =============================  ==============================================================
 a worker died                  ``GRACE_S`` and a poll: 2 s
 a worker stopped (SIGSTOP)     ``STOPPED_S``, or ``timeout_s`` if that is shorter, and 2 s
-a worker hung, a link was cut  ``timeout_s`` and 2 s (before the first task ``START_TIMEOUT_S``)
+a worker hung, a link was cut  ``timeout_s`` and 2 s (before and after tasks ``START_TIMEOUT_S``)
 =============================  ==============================================================
 """
 
@@ -30,6 +30,7 @@ from .devices import NamedLane
 from .symptoms import MemoryGroup, connections, is_blocked, is_stopped, memory_group
 
 START_TIMEOUT_S = 120.0
+"""Before the first task, while libraries are loaded, and after the last, while they are let go."""
 GRACE_S = 0.5
 """After the first worker died, the others get this long to show that they died first."""
 STOPPED_S = 5.0
@@ -132,8 +133,8 @@ def watch(
             if time.monotonic() - looked > LOOKED_AT_S:
                 looked = time.monotonic()
                 _look(workers, looked)
-            _check(workers, timeout_s)
-    _check(workers, timeout_s)
+            _check(workers, tasks, timeout_s)
+    _check(workers, tasks, timeout_s)
     for worker in workers:
         if worker.done < tasks:
             what = f"worker {worker.lane.name!r} ended after {worker.done} of {tasks} tasks"
@@ -172,7 +173,7 @@ def _look(workers: Sequence[Worker], now: float) -> None:
             worker.stopped_since = now
 
 
-def _check(workers: Sequence[Worker], timeout_s: float) -> None:
+def _check(workers: Sequence[Worker], tasks: int, timeout_s: float) -> None:
     """Raise if a worker died, was stopped, or if the group has been silent for too long."""
     if any(worker.failed for worker in workers):
         time.sleep(GRACE_S)  # a survivor errs within milliseconds of its peer's death: a killed one is the cause
@@ -182,7 +183,8 @@ def _check(workers: Sequence[Worker], timeout_s: float) -> None:
     for worker in workers:
         if worker.stopped_since is not None and now - worker.stopped_since > patience:
             raise FaultError(_stopped(worker, workers))
-    limit = START_TIMEOUT_S if all(worker.done < 0 for worker in workers) else timeout_s
+    at_work = any(0 <= worker.done < tasks for worker in workers)
+    limit = timeout_s if at_work else max(timeout_s, START_TIMEOUT_S)
     if _silence(workers) > limit and any(worker.running for worker in workers):
         raise FaultError(_stuck(workers, f"silent for {limit:.0f} s"))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .member import Member, Segment
+from .member import Member, Segment, say
 
 EVALUATED_AT_ONCE = 256
 
@@ -63,6 +63,7 @@ def evaluate(member: Member, task: dict[str, Any]) -> dict[str, Any]:
                 input_ids=member.data["test_ids"][rows], attention_mask=member.data["test_mask"][rows]
             )
             predicted += answer.logits.argmax(dim=1).tolist()
+            say("judged")
     member.model.train()
     return {"predicted": predicted, "labels": member.data["test_labels"].tolist()}
 
