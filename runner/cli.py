@@ -17,6 +17,7 @@ from ..results.errors import InputError, WorkerFailedError
 from .attention.verbs import attention
 from .chaos.verbs import chaos
 from .export.verbs import export
+from .imports.verbs import import_
 
 app = typer.Typer(
     name="steelyard",
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(attention, name="attention")
 app.command()(chaos)
 app.command()(export)
+app.command(name="import")(import_)
 
 DONE, CRASH, BAD_INPUT, GATE_FAILED, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -529,19 +531,6 @@ def validate(
     report = score(data, seed=seed, output=runs / "validation.json", console=_console(stdout=not as_json))
     if as_json:
         _emit(report, True, [], "")
-
-
-@app.command(name="import")
-def import_(
-    profiles: Annotated[Path, typer.Argument(help="Per-layer times (JSON): our format, or that of Sailor's tables.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Layer-profile file to write.")],
-) -> None:
-    """Turn tables of per-layer times into a layer-profile file, which devices of a scenario refer to."""
-    from ..sim.layer_profiles import load, save
-
-    found = load(profiles)
-    save(out, found)
-    _console(stdout=True).print(f"wrote {out}: {', '.join(found)}", highlight=False)
 
 
 @app.command(name="list")
