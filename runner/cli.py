@@ -18,6 +18,7 @@ from .attention.verbs import attention
 from .chaos.verbs import chaos
 from .export.verbs import export
 from .imports.verbs import import_
+from .profiling import profile
 
 app = typer.Typer(
     name="steelyard",
@@ -32,6 +33,7 @@ app.add_typer(attention, name="attention")
 app.command()(chaos)
 app.command()(export)
 app.command(name="import")(import_)
+app.command()(profile)
 
 DONE, CRASH, BAD_INPUT, GATE_FAILED, INCONCLUSIVE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
