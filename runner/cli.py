@@ -60,6 +60,9 @@ Names = Annotated[
         "--policy", "-p", help="Names only (or module:Class): the search sets the parameters. Repeatable; commas too."
     ),
 ]
+Live = Annotated[
+    bool | None, typer.Option("--live/--no-live", help="Show the lanes while they run; by default on a terminal.")
+]
 Budget = Annotated[
     str | None, typer.Option(help="Time for the measurement, as 90s or 5m: spent where the uncertainty is.")
 ]
@@ -360,13 +363,13 @@ def replay(
     suite: Annotated[
         bool, typer.Option("--suite", help="Replay a whole suite (full, small or a file), going on where it ended.")
     ] = False,
+    live: Live = None,
     force: Force = False,
     as_json: Json = False,
     runs: RunsFolder = RUNS,
 ) -> int:
     """Run the plans of policies on this host's lanes, measured against predictions written before."""
     from .replay import replay as measure
-    from .show import progress
 
     budget_s = _seconds(budget)
     if suite:
@@ -376,7 +379,7 @@ def replay(
     policies = _policies(policy)
     loaded, notes = _load(scenario, settings, runs, force, real=True)
     console = _console()
-    with progress(console, "measuring") as tick:
+    with _following(console, "measuring", live, as_json) as tick:
         study = measure(
             loaded,
             policies,
@@ -496,25 +499,25 @@ def train(
         Path | None,
         typer.Option("--resume", help="Go on in this folder of a training, as it was divided (or as --policy says)."),
     ] = None,
+    live: Live = None,
     force: Force = False,
     as_json: Json = False,
     runs: RunsFolder = RUNS,
 ) -> None:
     """Train the classifier on the lanes as a policy divides the work, and evaluate it on held-out texts."""
     from ..policies import policy_from_text
-    from .show import progress
     from .train import resume
     from .train import train as fit
 
     console = _console()
     if folder is not None:
         other = policy_from_text(policy) if policy else None
-        with progress(console, "training") as tick:
+        with _following(console, "training", live, as_json) as tick:
             result = resume(folder, policy=other, report=console.print, tick=tick)
     else:
         loaded, notes = _load(scenario, settings, runs, force, real=True)
         chosen = policy_from_text(policy or "makespan")
-        with progress(console, "training") as tick:
+        with _following(console, "training", live, as_json) as tick:
             result = fit(loaded, chosen, runs, notes=notes, report=console.print, tick=tick)
     document = result.document()
     _emit(document, as_json, result.rows(), result.headline())
@@ -573,13 +576,13 @@ def demo(
     trials: Annotated[int, typer.Option(min=1, help="Search trials.")] = 200,
     budget: Budget = None,
     seed: Seed = None,
+    live: Live = None,
     as_json: Json = False,
     runs: RunsFolder = RUNS,
 ) -> int:
     """Do the whole loop on this machine: calibrate, simulate, search, replay, compare, report."""
     from .demo import MEASURE_S
     from .demo import demo as whole
-    from .show import progress
 
     console = _console()
     result = whole(
@@ -589,7 +592,7 @@ def demo(
         budget_s=_seconds(budget) or MEASURE_S,
         seed=seed,
         report=console.print,
-        bar=lambda title: progress(console, title),
+        bar=lambda title: _following(console, title, live if title == "measuring" else False, as_json),
     )
     _emit(result.document, as_json, result.rows, "")
     for line in result.lines:
@@ -598,6 +601,15 @@ def demo(
 
 
 # ---- between the verbs and the functions ----
+
+
+def _following(console: Console, title: str, live: bool | None, as_json: bool) -> Any:
+    """Progress on the console: the lanes, where they are wanted and there is a terminal, else how much is done."""
+    from .live import live as view
+    from .live import wanted
+    from .show import progress
+
+    return view(console, title) if wanted(live, console, as_json=as_json) else progress(console, title)
 
 
 def _console(*, stdout: bool = False) -> Console:

@@ -30,6 +30,7 @@ from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import Report, Tick, job_of
 from .devices import NamedLane, available_cpus, fingerprint
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
+from .live import Planned, listener, watcher_of
 from .protocol import (
     Launcher,
     Measurement,
@@ -132,6 +133,8 @@ def replay(
     report(f"{len(entries)} plans predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     predicted = [entry.prediction for entry in entries if entry.prediction is not None]
     entries += twins(entries, twin_count(len(entries)))
+    if (watcher := watcher_of(tick)) is not None:
+        watcher.plans([Planned(each.label, scenario.workload.global_batch, each.predicted_s) for each in entries])
     measurement = measure(
         scenario,
         subjects_of(scenario, entries),
@@ -154,11 +157,13 @@ def replay(
 
 def launcher(scenario: Scenario, job: Task, data: Path, tick: Tick) -> Launcher:
     """The way to run a launch: a fresh process for each of the scenario's lanes."""
-    lanes = lanes_of(scenario)
+    lanes, watcher = lanes_of(scenario), watcher_of(tick)
 
     def run(tasks: Sequence[Task], before: int, total: int) -> LaunchResult:
-        progress = ticking(lanes[-1], tick, before, total)
-        return run_group(lanes, tasks, job, timeout_s=scenario.replay.timeout_s, data=data, progress=progress)
+        if watcher is not None:
+            watcher.launch([lane.name for lane in lanes], tasks)
+        timeout_s, progress = scenario.replay.timeout_s, ticking(lanes[-1], tick, before, total)
+        return run_group(lanes, tasks, job, timeout_s=timeout_s, data=data, progress=progress, listen=listener(tick))
 
     return run
 

@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, Store
 from .devices import NamedLane
 from .journal import Attempt
 from .launch import LaunchResult, Task, run_group
+from .live import Planned, listener, watcher_of
 from .training_folder import About, TrainingFolder
 from .watch import Fault, FaultError, Progress
 
@@ -101,6 +102,11 @@ def _check_identity(course: Course, checkpoint: Checkpoint) -> None:
 
 def _launch(course: Course, attempt: Attempt, checkpoint: Checkpoint | None) -> LaunchResult:
     tasks = training_tasks(course, checkpoint)
+    if (watcher := watcher_of(course.tick)) is not None:
+        about = course.about
+        batch, step_s = about.scenario.workload.global_batch, about.predicted["step_s"]
+        watcher.plans([Planned(about.policy.label(), batch, step_s)])
+        watcher.launch([lane.name for lane in course.lanes], tasks)
     return run_group(
         course.lanes,
         tasks,
@@ -108,7 +114,7 @@ def _launch(course: Course, attempt: Attempt, checkpoint: Checkpoint | None) -> 
         timeout_s=course.about.scenario.replay.timeout_s,
         data=course.data,
         progress=_progress(course, tasks),
-        listen=attempt.hear,
+        listen=listener(course.tick, attempt.hear),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .quota import Quota
+from .signs import Signs
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ class Member:
         self.groups: dict[tuple[int, ...], Any] = {}
         self.quota = Quota(**job["rooms"][rank])
         self.busy_probe: Callable[[], float] | None = None
+        self.signs = Signs()
         self.retries_left = math.ceil(RETRIED_SHARE * len(job["tasks"]))
         self.losses: list[float] = []
         """Mean loss of each step of a training, as far as it has been shared with the others."""
@@ -152,7 +154,7 @@ class Member:
         if group is not None:
             segments.append(("communication", -1, begin, middle, 0.0))
         segments.append(("optimizer", -1, middle, end, self.clock() - cpu))
-        say("alive")
+        say(self.signs.step(segments))
         return loss_sum
 
     def micro_batch(self, start: int, size: int, number: int, segments: list[Segment]) -> float:

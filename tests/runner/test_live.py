@@ -1,0 +1,206 @@
+"""The live view: what the workers say, what is drawn of it and how often; and on a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+from steelyard.runner.live import EVERY_S, LaneState, Planned, View, figures, listener, live, wanted, watcher_of
+from steelyard.runner.worker.signs import Signs, resident_bytes
+
+TASKS = [
+    {"op": "probe"},
+    {"op": "block", "index": 1, "round": 0},
+    {"op": "block", "index": 0, "round": 1},
+]
+PLANS = [Planned("uniform", 32, 0.1), Planned("makespan", 32, 0.08)]
+
+
+class Time:
+    """A clock that stands still until it is told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def text(frame: RenderableType) -> str:
+    console = Console(file=StringIO(), width=110, record=True)
+    console.print(frame)
+    return console.export_text()
+
+
+def line(steps: int, seconds: float, busy: float, rss: int = 300 * 2**20) -> str:
+    return "alive " + json.dumps({"steps": steps, "s": seconds, "busy": busy, "rss": rss})
+
+
+def view(frames: list[str], clock: Callable[[], float]) -> View:
+    made = View("measuring", lambda frame: frames.append(text(frame)), clock)
+    made.plans(PLANS)
+    made.launch(["full", "sse"], TASKS)
+    return made
+
+
+def test_a_frame_shows_plan_throughput_prediction_and_lanes() -> None:
+    frames: list[str] = []
+    seen = view(frames, Time())
+    for lane in ("full", "sse"):
+        seen.listen(lane, "done 1")
+    seen.listen("full", line(4, 0.4, 0.3))
+    seen.listen("sse", line(4, 0.4, 0.4))
+    seen(7, 90)
+    seen.refresh(force=True)
+    frame = frames[-1]
+    assert re.search(r"measuring .* launch 1, round 1, 7 of 90", frame)
+    # 32 samples in 100 ms now, in 80 ms as predicted: too fast by a fifth.
+    assert "makespan   now 320 samples/s (100 ms)   predicted 400 samples/s (80 ms)   error -20.0 %" in frame
+    assert re.search(r"full .*█{15}░{5}\s+75 %.* 300 MiB .* 100\.0 .* 4 .* 1/3", frame)
+    assert re.search(r"sse .*█{20}\s+100 %", frame)
+
+
+def test_the_plan_is_that_of_the_task_that_the_slowest_lane_is_at() -> None:
+    frames: list[str] = []
+    seen = view(frames, Time())
+    assert seen.plan is None  # a probe
+    seen.listen("full", "done 2")
+    assert seen.plan is None
+    seen.listen("sse", "done 1 0.5")
+    assert seen.plan == PLANS[1]
+    seen.listen("sse", "done 2")
+    assert seen.plan == PLANS[0]
+    assert seen.step_s is None  # nothing of this plan yet
+    seen.listen("sse", "done 3")
+    seen.listen("full", "done 3")
+    seen.refresh(force=True)
+    assert "between plans" in frames[-1]
+
+
+@given(st.lists(st.floats(0, 0.3), max_size=60))
+def test_frames_are_drawn_at_most_four_times_a_second(pauses: list[float]) -> None:
+    clock, frames = Time(), []  # type: ignore[var-annotated]  # of texts
+    seen = View("measuring", frames.append, clock)
+    for pause in pauses:
+        clock.now += pause
+        seen.listen("full", line(1, 0.1, 0.1))
+    assert len(frames) <= sum(pauses) / EVERY_S + 1
+
+
+@given(st.text(max_size=60))
+def test_any_line_is_a_sign_of_life_and_no_more(words: str) -> None:
+    seen = View("measuring", lambda frame: None, Time())
+    seen.listen("full", words)
+    seen.listen("full", f"alive {words}")
+    state = seen.lanes["full"]
+    if figures(words) is None:
+        assert (state.steps, state.step_s) == (0, None)
+
+
+def test_many_can_listen_to_one_worker() -> None:
+    heard: list[tuple[str, str]] = []
+    seen = View("training", lambda frame: None, Time())
+    hear = listener(seen, lambda lane, words: heard.append((lane, words)))
+    assert hear is not None
+    hear("full", line(2, 0.2, 0.1))
+    assert heard == [("full", line(2, 0.2, 0.1))]
+    assert seen.lanes["full"] == LaneState(steps=2, step_s=0.1, busy=0.5, rss=300 * 2**20)
+    assert listener(lambda done, total: None) is None
+    assert watcher_of(lambda done, total: None) is None
+    assert watcher_of(seen) is seen
+
+
+# ---- what the workers say ----
+
+
+@given(st.lists(st.tuples(st.floats(0.001, 0.2), st.floats(0.001, 0.2)), min_size=1, max_size=40))
+def test_the_figures_of_the_lines_sum_to_what_the_steps_took(steps: list[tuple[float, float]]) -> None:
+    signs, at, told = Signs(), 1e6, []  # far in the future: the first line has figures
+    for compute, communication in [*steps, (0.3, 0.3)]:  # the last step is long enough for a line of its own
+        middle, end = at + compute, at + compute + communication
+        said = signs.step([("forward", 0, at, middle, 0.0), ("communication", -1, middle, end, 0.0)])
+        assert said.split(" ")[0] == "alive"
+        told += [found] if (found := figures(said.partition(" ")[2])) is not None else []
+        at = end
+    steps = [*steps, (0.3, 0.3)]
+    assert sum(each["steps"] for each in told) == len(steps)
+    assert sum(each["s"] for each in told) == pytest.approx(sum(map(sum, steps)), abs=1e-4)
+    assert sum(each["busy"] for each in told) == pytest.approx(sum(compute for compute, _ in steps), abs=1e-4)
+    assert len(told) <= sum(map(sum, steps)) / EVERY_S + 2
+
+
+def test_a_step_without_segments_is_a_plain_sign() -> None:
+    assert Signs().step([]) == "alive"
+
+
+def test_memory_is_this_process_s() -> None:
+    import psutil
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the system has no /proc/self/statm")
+    assert resident_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.5)
+
+
+# ---- where it is shown ----
+
+
+def test_it_is_shown_on_terminals_only_unless_asked() -> None:
+    pipe, terminal = Console(file=StringIO()), Console(file=StringIO(), force_terminal=True)
+    assert [wanted(None, each, as_json=False) for each in (pipe, terminal)] == [False, True]
+    assert not wanted(None, terminal, as_json=True)
+    assert wanted(True, pipe, as_json=True)
+    assert not wanted(False, terminal, as_json=False)
+
+
+def test_it_leaves_the_terminal_as_it_was() -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=110)
+    with live(console, "measuring") as seen:
+        seen.plans(PLANS)
+        seen.launch(["full"], TASKS)
+        seen.listen("full", line(1, 0.1, 0.1))
+        console.print("launch 1 of 5")
+    assert isinstance(console.file, StringIO)
+    written = console.file.getvalue()
+    assert "launch 1 of 5" in re.sub(r"\x1b\[[0-9;]*m", "", written)
+    assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == 1  # the cursor is back
+
+
+@pytest.mark.slow
+def test_on_a_real_terminal(write_tiny: Callable[[Path], Path], tmp_path: Path) -> None:
+    """A whole replay in a pseudo-terminal: every part of the view has been on the screen."""
+    scenario = write_tiny(tmp_path)
+    words = ["-m", "steelyard.runner.cli", "replay", str(scenario), "-p", "uniform,makespan"]
+    words += ["--set", "replay.steps=400", "--runs", str(tmp_path / "runs")]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, [sys.executable, *words], {**os.environ, "TERM": "xterm", "COLUMNS": "110"})
+    written = b""
+    while True:
+        ready, _, _ = select.select([terminal], [], [], 300)
+        assert ready, "the replay says nothing for five minutes"
+        try:
+            chunk = os.read(terminal, 65536)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not chunk:
+            break
+        written += chunk
+    _, status = os.waitpid(child, 0)
+    screen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.decode(errors="replace"))
+    assert os.waitstatus_to_exitcode(status) == 0, screen
+    assert re.search(r"launch \d+, round \d+, \d+ of \d+", screen)
+    assert re.search(r"(uniform|makespan).*now .* samples/s .*predicted .* samples/s .*error", screen)
+    for lane in ("full", "sse"):
+        assert re.search(rf"{lane}.*[█░]+ +\d+ %.*\d+ MiB", screen)
+    assert "mean absolute error" in screen
