@@ -1,4 +1,4 @@
-"""Cases: a suite is data, a file of lanes, workloads and the plans to measure on them."""
+"""Cases: a suite is data, a file of clusters, workloads and the plans to measure on them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Case(Spec):
     name: Name
     family: Name
     """Of the model: figures are also given by family."""
-    lanes: Name = AUTO
-    """One of the suite's lane sets; ``auto``: what this host offers."""
+    cluster: Name = AUTO
+    """One of the suite's clusters; ``auto``: the lanes that this host offers."""
     workload: dict[str, Any]
     policies: list[Name] = Field(default_factory=list)
     """As ``--policy`` takes them."""
@@ -40,33 +40,32 @@ class Case(Spec):
 
 
 class Suite(Spec):
-    """Cases, and the sets of lanes that they name."""
+    """Cases, and the clusters that they name."""
 
     schema_version: Annotated[int, Field(ge=1, le=1)] = 1
     name: Name
-    lanes: dict[str, list[dict[str, Any]]] = Field(default_factory=dict)
-    """Lanes as in a lane file, by the name of the set."""
+    clusters: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Declared lanes and their hosts, as a scenario's ``cluster`` has them."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Tables of every case's scenario, where it has none of its own."""
     cases: Annotated[list[Case], Field(min_length=1, max_length=1000)]
 
     def document(self, case: Case) -> dict[str, Any]:
-        """The scenario of a case, its lanes in a file beside it."""
-        lanes = AUTO if case.lanes == AUTO else f"{case.lanes}.toml"
+        """The scenario of a case."""
+        cluster = self.clusters.get(case.cluster, {"lanes": AUTO})
         own = {**self.settings, **case.settings}
-        return {"name": case.name, "cluster": {"lanes": lanes}, "workload": case.workload, **own}
+        return {"name": case.name, "cluster": cluster, "workload": case.workload, **own}
 
     def digest(self, case: Case, seed: int) -> str:
         """Digest of all that decides a case's plans and predictions but for the host."""
-        lanes = self.lanes.get(case.lanes, [])
-        return digest([self.document(case), lanes, case.policies, case.moved, seed, MODEL_VERSION])[:16]
+        return digest([self.document(case), case.policies, case.moved, seed, MODEL_VERSION])[:16]
 
 
 def load_suite(name: str) -> Suite:
     """A shipped suite by name, or a file.
 
     Raises:
-        InputError: no such suite, a mistake in it, a case that names lanes that are not there, two of one name.
+        InputError: no such suite, a mistake in it, a case that names a cluster that is not there, two of one name.
     """
     if name in SHIPPED:
         document = parse_toml(resources.files(__package__).joinpath(f"{name}.toml").read_text(encoding="utf-8"), name)
@@ -79,9 +78,9 @@ def load_suite(name: str) -> Suite:
     for number, case in enumerate(suite.cases):
         if names.count(case.name) > 1:
             raise InputError(f"cases.{number}.name", f"{case.name!r} is used twice", "give each case its own name")
-        if case.lanes not in (AUTO, *suite.lanes):
-            known = ", ".join((AUTO, *suite.lanes))
-            raise InputError(f"cases.{number}.lanes", f"{case.lanes!r} is no lane set here", f"one of {known}")
+        if case.cluster not in (AUTO, *suite.clusters):
+            known = ", ".join((AUTO, *suite.clusters))
+            raise InputError(f"cases.{number}.cluster", f"{case.cluster!r} is no cluster here", f"one of {known}")
         if not case.policies and not case.moved:
             raise InputError(f"cases.{number}", "has no plans", "add policies or moved")
     return suite

@@ -20,7 +20,7 @@ from ...sim.spec import MAX_INPUT_BYTES, Scenario, scenario_from
 from ..calibrate import Report, Tick, calibrate, resolver
 from ..launch import require_torch
 from ..replay import Study, lanes_of, replay
-from .cases import AUTO, Case, Suite, runnable
+from .cases import Case, Suite, runnable
 
 RESULT = "case.json"
 LEAST_CASE_S = 30.0
@@ -114,8 +114,9 @@ def run_case(
                 tick=tick,
             )
     except (InputError, WorkerFailedError) as reason:
-        report(f"{case.name}: skipped: {reason}")
-        result = result.model_copy(update={"skipped": {"all plans": str(reason)}})
+        how = "failed: " if isinstance(reason, WorkerFailedError) else ""
+        report(f"{case.name}: skipped: {how}{reason}")
+        result = result.model_copy(update={"skipped": {"all plans": f"{how}{reason}"}})
     else:
         if study.interrupted:
             raise KeyboardInterrupt  # a part of a case is none
@@ -130,8 +131,8 @@ def judged(study: Study, scenario: Scenario) -> dict[str, Any]:
     lanes = lanes_of(scenario)
     return {
         "lanes": len(lanes),
-        "shares_cores": shares_cores([lane.cpus for lane in lanes]),
-        "shaped": any(getattr(getattr(lane, "wire", None), "link_mbit_per_s", 0) for lane in lanes),
+        "shares_cores": any(lane.shares_core for lane in lanes),
+        "shaped": any(lane.wire.link_mbit_per_s or lane.wire.uplink_mbit_per_s for lane in lanes),
         "predictions_sha256": study.measured[0].manifest.prediction_sha256 or "",
         "comparison": compare(study.runs),
         "observations": observed(study.runs),
@@ -149,18 +150,10 @@ def observed(runs: Sequence[Run]) -> list[Observation]:
     ]
 
 
-def shares_cores(cpus: Sequence[Sequence[int]]) -> bool:
-    """Whether any two lanes run on the same core; those that are not pinned run on all of them."""
-    used = [core for own in cpus for core in own]
-    return len(set(used)) < len(used) or (len(cpus) > 1 and any(not own for own in cpus))
-
-
 def write_scenario(suite: Suite, case: Case, folder: Path) -> dict[str, Any]:
-    """A case as the files that a user would write, and the document: it can be replayed alone."""
+    """A case as the file that a user would write, and the document: it can be replayed alone."""
     document = suite.document(case)
     write_text(folder / "scenario.toml", tomli_w.dumps(document))
-    if case.lanes != AUTO:
-        write_text(folder / f"{case.lanes}.toml", tomli_w.dumps({"lanes": suite.lanes[case.lanes]}))
     return document
 
 

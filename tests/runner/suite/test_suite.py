@@ -15,7 +15,7 @@ from steelyard.results.record import digest
 from steelyard.runner.calibrate import Tick
 from steelyard.runner.cli import run
 from steelyard.runner.suite.cases import SHIPPED, Case, load_suite, moved_splits, runnable
-from steelyard.runner.suite.run import RESULT, read_case, run_suite, shares_cores
+from steelyard.runner.suite.run import RESULT, read_case, run_suite
 from steelyard.sim.spec import Scenario
 
 
@@ -33,6 +33,8 @@ def test_shipped_suites_are_valid_and_their_policies_are_known() -> None:
 def test_the_full_suite_is_as_wide_as_it_must_be() -> None:
     cases = load_suite("full").cases
     assert {case.family for case in cases} >= {"bert", "gpt-2", "llama"}
+    sizes = {len(each["lanes"]) for each in load_suite("full").clusters.values()}
+    assert sizes >= {2, 3, 4, 6}
     assert sum(len(case.policies) + len(case.moved) for case in cases) >= 24
 
 
@@ -41,7 +43,7 @@ def test_the_full_suite_is_as_wide_as_it_must_be() -> None:
     [
         ({"cases": []}, "cases"),
         ({"cases": [{"name": "a", "family": "b", "workload": {}}]}, "has no plans"),
-        ({"cases": [{"name": "a", "family": "b", "workload": {}, "moved": [1], "lanes": "x"}]}, "no lane set"),
+        ({"cases": [{"name": "a", "family": "b", "workload": {}, "moved": [1], "cluster": "x"}]}, "is no cluster here"),
         ({"cases": [{"name": "a", "family": "b", "workload": {}, "moved": [1]}] * 2}, "used twice"),
         ({"colour": 1}, "colour"),
     ],
@@ -74,14 +76,6 @@ def test_a_plan_that_lanes_cannot_run_is_skipped_with_its_reason(tiny_scenario: 
     assert skipped["grid(tensor=2)"]
 
 
-def test_lanes_on_the_same_core_share_it() -> None:
-    assert not shares_cores([[0], [1]])
-    assert shares_cores([[0], [0]])
-    assert shares_cores([[0, 1], [1]])
-    assert shares_cores([[], [1]])  # not pinned: it runs there too
-    assert not shares_cores([[]])
-
-
 def test_options_that_a_suite_does_not_take_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["replay", "--suite", "small", "-p", "uniform"]) == 2
     assert "--suite: takes no --policy" in capsys.readouterr().err
@@ -98,7 +92,7 @@ def test_a_small_suite_is_measured_whole_and_not_twice(tmp_path: Path, capsys: p
     assert document["coverage_count"] == 2 * document["plans"]
     (done, nowhere) = document["cases"]
     assert "grid(tensor=2)" in done["skipped"]
-    assert "60000" in nowhere["skipped"]["all plans"]  # a core that no host has
+    assert "there is no core 60000" in nowhere["skipped"]["all plans"]  # a core that no host has
     study = tmp_path / "suite-small" / "bert-splits" / "runs" / done["folder"]
     sealed = json.loads((study / "predictions.json").read_text())
     assert sealed["sha256"] == digest(sealed["predictions"]) == done["predictions_sha256"]
