@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 from ..sim.curve import non_decreasing
 from ..sim.device import WakePoint
@@ -64,7 +65,7 @@ def plain_s(launch: LaunchResult, rank: int) -> dict[int, float]:
     """Per calibrated size, the median seconds of a step without any collective, optimizer included."""
     found: dict[int, list[float]] = {}
     for task, answer in launch.of("profile", rank):
-        steps = [sum(end - start for _, _, start, end, _ in step) for step in answer["steps"]]
+        steps = [_spent(step, ("forward", "backward", "optimizer")) for step in answer["steps"]]
         found.setdefault(task["micro_batch"], []).append(median(steps))
     return {size: median(each) for size, each in found.items()}
 
@@ -74,8 +75,11 @@ def after_collectives(answer: Task) -> tuple[float, float]:
     blocked, work = [], []
     for before, after in zip(answer["steps"], answer["steps"][1:], strict=False):
         collective = next(each for each in before if each[0] == "communication")
-        update = sum(end - start for kind, _, start, end, _ in before if kind == "optimizer")
-        passes = sum(end - start for kind, _, start, end, _ in after if kind in ("forward", "backward"))
         blocked.append(collective[3] - collective[2])
-        work.append(update + passes)
+        work.append(_spent(before, ("optimizer",)) + _spent(after, ("forward", "backward")))
     return median(blocked), median(work)
+
+
+def _spent(step: Sequence[Sequence[Any]], kinds: Sequence[str]) -> float:
+    """Seconds of some kinds of segment in a step."""
+    return float(sum(each[3] - each[2] for each in step if each[0] in kinds))
