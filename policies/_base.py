@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+
+import numpy as np
 
 from ..sim.curve import Curve, Line
 from ..sim.plan import Infeasible, Plan
@@ -85,12 +88,32 @@ def canonical(view: View) -> View:
     that starts with it may break ties by place: renaming or reordering the devices of a cluster then changes nothing
     but which of several devices in like places does what.
     """
-    keys = {each.name: (-speed, *figures(each)) for each, speed in zip(view.devices, view.speeds, strict=True)}
-    places = {key: place for place, key in enumerate(sorted(set(keys.values())))}
-    ranks = {name: places[key] for name, key in keys.items()}
-    around = surroundings(view.cluster, ranks)
-    ordered = sorted(view.devices, key=lambda each: (ranks[each.name], around.get(each.name, ())))
-    return dataclasses.replace(view, devices=tuple(ordered))
+    numbers = ranks(view)
+    places: Sequence[int]
+    if len(set(numbers)) == len(numbers):  # no two alike: where they are need not decide
+        places = np.argsort(numbers).tolist()
+    else:
+        names = [device.name for device in view.devices]
+        around = surroundings(view.cluster, dict(zip(names, numbers, strict=True)))
+        places = sorted(range(len(names)), key=lambda place: (numbers[place], around.get(names[place], ())))
+    return view.among(places)
+
+
+def ranks(view: View) -> list[int]:
+    """Per device, a number by its speed, and where several kinds are as fast, by all other figures of theirs."""
+    rows, speeds = view.steps.row_of.tolist(), view.speeds
+    kinds: dict[tuple[object, ...], int] = {}
+    of = [
+        kinds.setdefault((row, each.peak_flops, each.memory_bandwidth, each.memory_bytes), place)
+        for place, (row, each) in enumerate(zip(rows, view.devices, strict=True))
+    ]
+    as_fast = Counter(speeds[place] for place in kinds.values())
+    keys: dict[int, tuple[Any, ...]] = {
+        place: (-speeds[place], *(figures(view.devices[place]) if as_fast[speeds[place]] > 1 else ()))
+        for place in kinds.values()
+    }
+    numbers = {key: number for number, key in enumerate(sorted(set(keys.values())))}
+    return [numbers[keys[place]] for place in of]
 
 
 def figures(device: DeviceView) -> tuple[object, ...]:

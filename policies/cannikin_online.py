@@ -13,8 +13,8 @@ import numpy as np
 from ..sim.cost import Curve, DeviceCost
 from ..sim.plan import Plan
 from ..sim.view import DeviceView, View
-from ._base import Range, canonical, round_shares
-from .makespan import Makespan
+from ._base import Range, canonical, capacities, round_shares
+from .apportion import min_max
 from .online import LEAST_S, predicted, settled, split_s, steps_ahead
 
 Point = tuple[int, float]
@@ -42,7 +42,10 @@ class CannikinOnline:
         if view.current is None or not any(points_of(view, each.name, self.shift) for each in view.devices):
             return round_shares(view, [1.0] * len(view.devices))
         known = fitted(view, self.shift)
-        plan = Makespan(leave_out=False).allocate(known)
+        capacities(known)
+        split = min_max(known.steps, view.global_batch)
+        assert split is not None, "capacities() has judged"
+        plan = known.plan(split)
         if not view.current.is_data_parallel:
             return plan
         return settled(view, plan, partial(split_s, known), hysteresis=self.hysteresis, least_gain=self.least_gain)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..sim.plan import Infeasible, Plan
 from ..sim.view import DeviceView, View
 from ._base import canonical
-from .rounds import Team, counts, micro_batches, rounds
+from .rounds import Dealer, Team, counts, micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ class Cephalo:
             devices = _without_tightest(devices)
         for device in view.devices:  # alone, where what ZeRO-3 gathers takes more room than it saves
             team = Team(view, (device,), 0)
-            found = rounds(team, [room], -(-view.global_batch // room)) if (room := team.room(device)) else None
+            room = team.room(device)
+            found = Dealer(team, [room]).rounds(-(-view.global_batch // room)) if room else None
             if found is not None:
                 return team.plan(micro_batches(found))
         problem = "states and activations of one sample fit on no set of devices, with everything sharded"
@@ -58,9 +59,11 @@ def _sharded(team: Team) -> Plan | None:
     if min(rooms) < 1 or spare < len(rooms) * team.sample_bytes:
         return None
     together = int(min(sum(rooms), spare / team.sample_bytes)) if team.sample_bytes else sum(rooms)
-    best, best_s = None, float("inf")
+    best, best_s, dealer = None, float("inf"), Dealer(team, rooms)
     for count in counts(team.view.global_batch, len(rooms), together):
-        found = rounds(team, rooms, count)
+        if count * team.flow_s >= best_s:
+            break
+        found = dealer.rounds(count, best_s)
         if found is None:
             continue
         most = [max(sizes[place] for sizes, _ in found) for place in range(len(rooms))]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .curves import Floats, Times
+from ..sim.steps import Floats, Times
 
 MOST_ENTRIES = 4_000_000
 """Kinds of devices times batch: what tables of all times may hold."""
@@ -21,7 +21,7 @@ Spans = list[tuple[int, int]]
 
 def fits(times: Times, batch: int) -> bool:
     """Whether tables of all the times stay within :data:`MOST_ENTRIES`."""
-    return len(times.members) * batch <= MOST_ENTRIES
+    return len(times.capacity) * batch <= MOST_ENTRIES
 
 
 def min_max(times: Times, batch: int, least: int) -> list[int]:
@@ -32,9 +32,9 @@ def min_max(times: Times, batch: int, least: int) -> list[int]:
         batch: samples in all.
         least: samples that each device must have.
     """
-    tables = [_table(times, row) for row in range(len(times.members))]
+    tables = [_table(times, row) for row in range(len(times.capacity))]
     values = np.unique(np.concatenate(tables))
-    at_least = _hull_s(tables, [len(places) for places in times.members], batch, least)
+    at_least = _hull_s(tables, np.bincount(times.row_of).tolist(), batch, least)
     first = int(np.searchsorted(values, at_least))
     found = _split(times, tables, float(values[first]), batch, least)
     low, high = first, first
@@ -72,11 +72,11 @@ def _hull_s(tables: Sequence[Floats], copies: Sequence[int], batch: int, least: 
 def _split(times: Times, tables: Sequence[Floats], seconds: float, batch: int, least: int) -> list[int] | None:
     """A split in which every device ends within a time; None where there is none."""
     spans: dict[int, Spans] = {}
-    for places, table in zip(times.members, tables, strict=True):
+    for row, table in enumerate(tables):
         here = _spans(table <= seconds, least)
         if not here:
             return None
-        spans.update(dict.fromkeys(places, here))
+        spans.update(dict.fromkeys(np.flatnonzero(times.row_of == row).tolist(), here))
     mask = (1 << (batch + 1)) - 1
     reached = [1]
     for place in range(len(spans)):

@@ -9,11 +9,11 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from ..sim.plan import Infeasible, Plan
-from ..sim.view import DeviceView, View
+from ..sim.steps import Floats, Ints
+from ..sim.view import View
 from ._base import Choice, canonical
 from .apportion import min_max
-from .curves import Floats, Given, Ints
-from .rounds import Team, counts, micro_batches, rounds
+from .rounds import Dealer, Passes, Team, counts, micro_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,11 @@ def _with_stage(view: View, zero: int, leave_out: bool) -> Plan | None:
 
 def _swept(team: Team, rooms: list[int]) -> Plan | None:
     """Of all numbers of rounds, each with its shortest micro-step, those with the least time in all."""
-    best, best_s = None, float("inf")
+    best, best_s, dealer = None, float("inf"), Dealer(team, rooms)
     for count in counts(team.view.global_batch, len(team.devices), sum(rooms)):
-        found = rounds(team, rooms, count)
+        if count * team.flow_s >= best_s:
+            break
+        found = dealer.rounds(count, best_s)
         seconds = sum(times * team.round_s(sizes) for sizes, times in found) if found else float("inf")
         if found and seconds < best_s:
             best, best_s = found, seconds
@@ -74,23 +76,21 @@ def _swept(team: Team, rooms: list[int]) -> Plan | None:
 
 def _accumulated(team: Team, rooms: list[int]) -> Plan:
     """Nobody waits before the last micro-batch: each device takes micro-batches of its best size, then the rest."""
-    kinds: dict[object, list[int]] = {}
-    for place, (device, room) in enumerate(zip(team.devices, rooms, strict=True)):
-        kinds.setdefault((id(device.cost.forward), id(device.cost.backward), room), []).append(place)
-    members = list(kinds.values())
-    sizes = [best_size(team.devices[places[0]], rooms[places[0]]) for places in members]
-    functions = [_Repeated(team.devices[places[0]], size) for places, size in zip(members, sizes, strict=True)]
-    batch = team.view.global_batch
-    split = min_max(Given(functions, members, [batch] * len(members)), batch, least=1)
+    times = _Accumulated(team, rooms)
+    split = min_max(times, team.view.global_batch, least=1)
     assert split is not None, "no more devices than samples"
-    of = {place: size for places, size in zip(members, sizes, strict=True) for place in places}
-    return team.plan([_cut(samples, of[place]) for place, samples in enumerate(split)])
+    sizes = times.sizes[times.row_of].tolist()
+    return team.plan([_cut(samples, size) for samples, size in zip(split, sizes, strict=True)])
 
 
-def best_size(device: DeviceView, room: int) -> int:
-    """The micro-batch with the most samples per second, the largest of equals (of many: of a fine geometric grid)."""
-    sizes = np.unique(np.geomspace(1, room, 2048).round().astype(np.int64))
-    rates = np.array([size / device.cost.compute_s(int(size)) for size in sizes])
+def best_size(passes: Passes, row: int) -> int:
+    """The micro-batch with the most samples per second, the largest of equals.
+
+    Between two sizes of its curves time is affine, so samples per second are most at one of them.
+    """
+    room = int(passes.capacity[row])
+    sizes = np.array(sorted({1, room, *(size for size in passes.turns(row) if size < room)}))
+    rates = sizes / passes.at(np.full(len(sizes), row), sizes)
     return int(sizes[np.flatnonzero(rates >= rates.max() * (1 - 1e-12))[-1]])
 
 
@@ -100,16 +100,23 @@ def _cut(samples: int, size: int) -> list[int]:
     return [size] * full + [rest] * (rest > 0)
 
 
-@dataclass(frozen=True)
-class _Repeated:
-    """Seconds of so many samples on a device that cuts them by :func:`_cut`."""
+class _Accumulated:
+    """Seconds of so many samples on devices that cut them by :func:`_cut`. See :class:`~steelyard.sim.steps.Times`."""
 
-    device: DeviceView
-    size: int
+    rising = True
+    """A device takes full micro-batches of its best size, and one with the rest."""
 
-    def __call__(self, samples: Ints) -> Floats:
-        full, rest = samples // self.size, samples % self.size
-        cost = self.device.cost
-        last = np.array([cost.compute_s(each) if each else 0.0 for each in rest.tolist()])
-        found: Floats = full * cost.compute_s(self.size) + last + cost.optimizer_s
-        return found
+    def __init__(self, team: Team, rooms: list[int]) -> None:
+        batch = team.view.global_batch
+        self._passes = Passes(team.devices, rooms, batch)
+        self.row_of = self._passes.row_of
+        self.capacity: Ints = np.full(len(self._passes.capacity), batch)
+        self.sizes: Ints = np.array([best_size(self._passes, row) for row in range(len(self.capacity))])
+        """Per row, the samples of a full micro-batch."""
+        self._full_s = self._passes.at(np.arange(len(self.sizes)), self.sizes)
+
+    def at(self, rows: Ints, samples: Ints) -> Floats:
+        """See :class:`~steelyard.sim.steps.Times`."""
+        full, rest = samples // self.sizes[rows], samples % self.sizes[rows]
+        seconds = full * self._full_s[rows] + self._passes.at(rows, rest) + self._passes.optimizer_s[rows]
+        return np.where(samples > 0, seconds, 0.0)

@@ -97,17 +97,16 @@ class Plan(Spec):
             workload: gives the layers and the largest micro-batch.
             samples: samples per step of each device.
         """
-        last = len(workload.layers)
-        return cls(
-            pipelines=[
-                Pipeline(
-                    stages=[Stage(first=0, last=last, replicas=[Replica(devices=[name])])],
-                    micro_batches=micro_batches(count, workload.max_micro_batch),
-                )
-                for name, count in samples.items()
-                if count > 0
-            ]
-        )
+        last, largest = len(workload.layers), workload.max_micro_batch
+        pipelines = [  # validated in one go: of thousands of devices, most of the time goes into going there and back
+            {
+                "stages": [{"first": 0, "last": last, "replicas": [{"devices": [name]}]}],
+                "micro_batches": micro_batches(count, largest),
+            }
+            for name, count in samples.items()
+            if count > 0
+        ]
+        return cls.model_validate({"pipelines": pipelines})
 
     @classmethod
     def parse(cls, data: object) -> Self:

@@ -179,6 +179,13 @@ def classes(model: Identity) -> tuple[tuple[int, ...], tuple[Layer, ...]]:
     return tuple(numbers), tuple(members)
 
 
+def backwards_s(device: Device, workload: Workload) -> list[tuple[float, ...]]:
+    """Per class of layers (see :func:`classes`), seconds of the backward pass at :func:`powers` of samples."""
+    kind, key = kind_of(device), Identity(workload)
+    count = len(classes(Identity(workload.model))[1])
+    return [_class_s(kind, key, number, WHOLE).backward.seconds for number in range(count)]
+
+
 @lru_cache(maxsize=65536)
 def _class_s(device_key: Identity, workload_key: Identity, number: int, split: Split) -> Passes:
     device, workload = device_key.value, workload_key.value

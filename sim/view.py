@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
+import numpy as np
+
 from ..results.errors import InputError
 from ..results.record import PolicyRecord
 from . import cost
@@ -21,6 +23,7 @@ from .moving import Change, change
 from .network import network_of
 from .plan import Plan, PlanError
 from .spec import Faults, Objective, Scenario
+from .steps import Steps
 from .workload import Workload
 
 
@@ -140,7 +143,21 @@ class View:
     def speeds(self) -> tuple[float, ...]:
         """Samples per second of each device, estimated at an equal share of the batch."""
         share = max(1, round(self.global_batch / len(self.devices)))
-        return tuple(share / device.step_s(share) for device in self.devices)
+        rows = np.arange(len(self.steps.capacity))
+        seconds = self.steps.at(rows, np.full(len(rows), share))
+        return tuple((share / seconds)[self.steps.row_of].tolist())
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The devices' step times as arrays."""
+        return Steps(self.devices, self.global_batch)
+
+    def among(self, places: Sequence[int]) -> Self:
+        """The view of some of the devices, in this order."""
+        found = dataclasses.replace(self, devices=tuple(self.devices[place] for place in places))
+        # What is known of their times stays known: a cached property may be filled.
+        found.__dict__["steps"] = self.steps.among(np.asarray(places, dtype=np.int64))
+        return found
 
     def plan(self, samples: Sequence[int]) -> Plan:
         """The data-parallel plan that gives each device (in the view's order) so many samples."""

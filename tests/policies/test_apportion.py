@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from steelyard.policies import gaps
 from steelyard.policies._base import largest_remainder
 from steelyard.policies.apportion import min_max
-from steelyard.policies.curves import Steps
 from steelyard.sim.cost import Curve, DeviceCost, Line
+from steelyard.sim.steps import Steps
 from steelyard.sim.view import DeviceView
 
 INSTANCES = 10_000
@@ -96,11 +96,9 @@ def test_the_split_is_the_best_of_all_on_ten_thousand_instances() -> None:
 def test_times_as_arrays_are_those_of_the_view_to_the_last_bit(number: int, batch: int) -> None:
     devices = some_devices(random.Random(number), batch)
     times = Steps(devices, batch)
-    for row, places in enumerate(times.members):
+    for each, row in zip(devices, times.row_of.tolist(), strict=True):
         samples = np.arange(int(times.capacity[row]) + 1)
-        for place in places:
-            expected = [devices[place].step_s(each) for each in samples.tolist()]
-            assert times.at(np.full(len(samples), row), samples).tolist() == expected
+        assert times.at(np.full(len(samples), row), samples).tolist() == [each.step_s(n) for n in samples.tolist()]
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60))

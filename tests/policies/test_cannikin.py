@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from steelyard.policies.cannikin import Cannikin, Overlapped, buckets
+from steelyard.policies.cannikin import Cannikin
 from steelyard.policies.makespan import Makespan
+from steelyard.policies.overlap import Overlaps, buckets
 from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario, load_scenario
@@ -50,11 +51,10 @@ def test_no_split_of_two_devices_is_faster_when_simulated(shown: Shown, bucket_m
 
 def test_what_is_minimised_is_the_simulated_step(shown: Shown) -> None:
     """The estimate per device, its maximum over the devices, and the engine."""
-    times = Overlapped(shown.view, 25.0)
-    rows = {place: row for row, places in enumerate(times.members) for place in places}
+    times = Overlaps(shown.view, 25.0).among(np.array([0, 1]))
     batch = shown.view.global_batch
     for first in (batch // 4, batch // 2, 3 * batch // 4):
-        each = times.at(np.array([rows[0], rows[1]]), np.array([first, batch - first]))
+        each = times.at(times.row_of, np.array([first, batch - first]))
         assert shown.step_s(shown.split(first, 25.0)) == pytest.approx(each.max(), rel=1e-9)
 
 
@@ -65,11 +65,9 @@ def test_both_kinds_of_bottleneck_end_together() -> None:
     """
     view = View.of(load_scenario("mixed-gpus"))
     split = Cannikin().allocate(view).split()
-    times = Overlapped(view, 25.0)
-    rows = {view.devices[place].name: row for row, places in enumerate(times.members) for place in places}
-    names = list(split)
-    here = times.at(np.array([rows[name] for name in names]), np.array([split[name] for name in names]))
-    more = times.at(np.array([rows[name] for name in names]), np.array([split[name] + 1 for name in names]))
+    times = Overlaps(view, 25.0).among(np.array([0, 1]))
+    samples = np.array([split[device.name] for device in view.devices])
+    here, more = times.at(times.row_of, samples), times.at(times.row_of, samples + 1)
     for place in range(2):  # a sample more ends later than the step does: nobody can take one
         assert more[place] >= here.max() * (1 - 1e-9)
 
@@ -86,14 +84,15 @@ def test_without_overlap_it_is_the_plain_optimum() -> None:
 
 def test_overlap_changes_the_split() -> None:
     shown = Shown(load_scenario("mixed-gpus"))
-    plan, plain = Cannikin().allocate(shown.view), Makespan(leave_out=False).allocate(shown.view)
+    plain = Makespan(leave_out=False, overlap=False).allocate(shown.view)
+    plan = Cannikin().allocate(shown.view)
     assert plan.split() != plain.split()
     assert shown.step_s(plan) < shown.step_s(plain.model_copy(update={"bucket_mib": 25.0}))
 
 
 @pytest.mark.parametrize("bucket_mib", [1.0, 25.0, 1000.0])
 def test_buckets_hold_all_gradients_once(shown: Shown, bucket_mib: float) -> None:
-    found = buckets(shown.view, bucket_mib)
+    found = buckets(shown.view.workload, bucket_mib)
     assert sum(size for _, size in found) == pytest.approx(shown.view.workload.gradient_bytes)
     assert all(size >= bucket_mib * 2**20 for _, size in found[:-1])
     firsts = [first for first, _ in found]

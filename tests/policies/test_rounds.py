@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from steelyard.policies import make_policy
 from steelyard.policies.cephalo import Cephalo, even_shares
 from steelyard.policies.poplar import Poplar, best_size
-from steelyard.policies.rounds import Team, counts, micro_batches, rounds
+from steelyard.policies.rounds import Dealer, Passes, Team, counts, micro_batches
 from steelyard.sim import memory
 from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Infeasible, Plan
@@ -107,7 +107,8 @@ def test_poplar_lets_devices_accumulate_on_their_own_below_zero_2(servers: Scena
     assert len(sizes["a100-0"]) != len(sizes["v100-0"])
     view = View.of(servers)
     for device in view.devices:
-        best = best_size(device, Team(view, view.devices, 0).room(device))
+        passes = Passes([device], [Team(view, view.devices, 0).room(device)], view.global_batch)
+        best = best_size(passes, 0)
         assert set(sizes[device.name][:-1]) <= {best}
 
 
@@ -202,7 +203,7 @@ def test_counts_are_those_that_fit(batch: int, devices: int, room: int) -> None:
 def test_rounds_hold_the_batch(count: int) -> None:
     view = View.of(load_scenario("mixed-gpus"))
     team = Team(view, view.devices, 3)
-    found = rounds(team, [view.global_batch] * 2, count)
+    found = Dealer(team, [view.global_batch] * 2).rounds(count)
     assert found is not None
     sizes = micro_batches(found)
     assert sum(map(sum, sizes)) == view.global_batch
