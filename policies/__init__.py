@@ -40,6 +40,7 @@ REGISTRY: dict[str, str] = {
     "m-topo": "steelyard.policies.placement:Topological",
     "m-etf": "steelyard.policies.placement:EarliestTask",
     "heft": "steelyard.policies.placement:EarliestFinish",
+    "makespan-adaptive": "steelyard.policies.makespan_adaptive:MakespanAdaptive",
     "lb-bsp": "steelyard.policies.lb_bsp:LbBsp",
     "cannikin-online": "steelyard.policies.cannikin_online:CannikinOnline",
     "malleus": "steelyard.policies.malleus:Malleus",

@@ -10,7 +10,8 @@ from ..sim.plan import Plan
 from ..sim.view import View
 from ._base import Range, canonical
 from .attention_heads import AttentionHeads
-from .online import settled, slow_factors, split_s
+from .online import settled, slow_factors
+from .overlap import step_s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,4 +47,4 @@ class AttentionAdaptive:
         plan = AttentionHeads(gain=self.gain, rounds=self.rounds).allocate(now)
         if view.current is None or not view.current.is_data_parallel:
             return plan
-        return settled(view, plan, partial(split_s, now), hysteresis=self.hysteresis, least_gain=self.least_gain)
+        return settled(view, plan, partial(step_s, now), hysteresis=self.hysteresis, least_gain=self.least_gain)

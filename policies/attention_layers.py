@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
 
 from ..sim import memory
+from ..sim.estimate import Estimator
 from ..sim.noise import Floats
 from ..sim.plan import Infeasible, Pipeline, Plan, Replica, Stage
 from ..sim.times import layer_times
@@ -18,6 +20,8 @@ from ._base import Range, canonical
 from ._stages import room_of
 from .attention import Weight, attention
 
+SHARES = (0.75, 0.5, 0.25)
+"""Of the devices, that a head looks at: the fastest."""
 FULL = 1e-3
 """The logarithm of what is left of a device's share goes no lower."""
 
@@ -27,7 +31,8 @@ class AttentionLayers:
     """Layers, in order, attend to devices: by speed, by what is left of a fair share, and to where the last one went.
 
     A device that a stage has left, or whose memory is full, is masked; so the stages are runs of layers, and the plan
-    is one pipeline. It is greedy: a cut by dynamic programming is never slower.
+    is one pipeline. Several heads look at fewer devices and other micro-batches each, and the plan with the least
+    estimated step is taken. It is greedy: a cut by dynamic programming is never slower by the estimate.
     """
 
     name: ClassVar[str] = "attention-layers"
@@ -45,6 +50,9 @@ class AttentionLayers:
     temperature: Annotated[float, Range(0.25, 4.0, log=True)] = 1.0
     """Of the softmax over speeds that the shares of the work come from."""
     micro_batches: Annotated[int, Range(1, 256, log=True)] = 8
+    """Least number of them: other heads take twice, four times, ... as many."""
+    heads: Annotated[int, Range(1, 32)] = 12
+    """Walks over the layers at most: over all devices, and over fewer of the fastest."""
 
     def allocate(self, view: View) -> Plan:
         """One pipeline, 1F1B, over as many devices as there is work for.
@@ -53,7 +61,28 @@ class AttentionLayers:
             Infeasible: some layer fits on no device that is left, or there are fewer samples than micro-batches.
         """
         view = canonical(view)
-        sizes = self._sizes(view)
+        found: list[Plan] = []
+        refusal: Infeasible | None = None
+        for devices, count in itertools.islice(self._looks(view), self.heads):
+            try:
+                found.append(self._walked(view.among(range(devices)), self._sizes(view, count)))
+            except Infeasible as reason:  # the first says why, if no other head has a plan
+                refusal = refusal or reason
+        if not found:
+            assert refusal is not None, "there is at least one head"
+            raise refusal
+        estimator = Estimator(view)
+        return min(found, key=lambda plan: estimator.of(plan).step_s)
+
+    def _looks(self, view: View) -> Iterator[tuple[int, int]]:
+        """How many of the fastest devices a head sees, and how many micro-batches it makes: the simplest first."""
+        most = len(view.devices)
+        some = sorted({most, *(max(1, round(most * share)) for share in SHARES)}, reverse=True)
+        for times in (1, 4, 2, 8):
+            for devices in some:
+                yield devices, self.micro_batches * times
+
+    def _walked(self, view: View, sizes: list[int]) -> Plan:
         placed = self._places(view, max(sizes), len(sizes))
         cuts = [0, *(layer for layer in range(1, len(placed)) if placed[layer] != placed[layer - 1]), len(placed)]
         stages = [
@@ -67,10 +96,10 @@ class AttentionLayers:
             raise Infeasible(*wrong)
         return plan
 
-    def _sizes(self, view: View) -> list[int]:
+    def _sizes(self, view: View, wanted: int) -> list[int]:
         """The sizes of the micro-batches: as many as wanted, more where the workload's limit asks for it."""
         batch, largest = view.global_batch, view.workload.max_micro_batch
-        count = min(batch, max(self.micro_batches, -(-batch // largest) if largest else 1))
+        count = min(batch, max(wanted, -(-batch // largest) if largest else 1))
         size, over = divmod(batch, count)
         return [size + 1] * over + [size] * (count - over)
 

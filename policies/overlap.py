@@ -16,6 +16,7 @@ import numpy as np
 from ..sim import cost
 from ..sim.device import Device
 from ..sim.network import network_of
+from ..sim.plan import Plan
 from ..sim.roofline import Identity, backwards_s, classes, kind_of, powers
 from ..sim.steps import Flags, Floats, Ints, Kinds, Steps
 from ..sim.times import layer_times
@@ -169,6 +170,16 @@ class Overlaps:
     @cached_property
     def _rests(self) -> Rests:
         return Rests(self.view, [first for first, _ in self._buckets])
+
+
+def step_s(view: View, plan: Plan) -> float:
+    """Seconds of a plain split's step, as simulated without noise; endless where one of its devices is gone."""
+    samples, places = plan.samples(), {device.name: place for place, device in enumerate(view.devices)}
+    if any(name not in places for name in samples):
+        return float("inf")
+    chosen = np.array([places[name] for name in samples])
+    times = Overlaps(view, plan.bucket_mib if plan.overlap else None).among(chosen)
+    return float(times.at(times.row_of, np.array(list(samples.values()))).max())
 
 
 def buckets(workload: Workload, bucket_mib: float) -> list[tuple[int, float]]:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from ..results.errors import InputError, WorkerFailedError
+from .adaptive.verbs import adaptive
 from .attention.verbs import attention
 from .chaos.verbs import chaos
 from .export.verbs import export
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.add_typer(attention, name="attention")
+app.add_typer(adaptive, name="adaptive")
 app.command()(chaos)
 app.command()(export)
 app.command(name="import")(import_)

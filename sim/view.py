@@ -136,7 +136,9 @@ class View:
         return self.workload.global_batch
 
     def sync_s(self, names: Sequence[str]) -> float:
-        """Estimated seconds of the gradient all-reduce over some devices."""
+        """Estimated seconds of the gradient all-reduce over some devices; 0 where all layers are frozen."""
+        if not self.workload.gradient_bytes:
+            return 0.0
         return network_of(self.cluster).collective("all_reduce", names, self.workload.gradient_bytes).alone_s
 
     @cached_property

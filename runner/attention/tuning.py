@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any
 from ...policies import Choice, make_policy, policy_class, searchable
 from ...policies._base import Parameter
 from .judging import exact_s, mean_loss
+from .layers import layer_loss, layer_worlds
 from .worlds import training_worlds
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-TUNED = ("attention", "attention-heads")
+TUNED = ("attention", "attention-heads", "attention-layers")
+LAYERS = "attention-layers"
 
 
 def tune(*, seed: int = 0, worlds: int = 60, trials: int = 120) -> dict[str, Any]:
     """The best parameters of each of :data:`TUNED` (TPE, the defaults first), and their mean loss.
+
+    That of a split is against the exact one, that of layers against equal stages.
 
     Args:
         seed: of the clusters and the sampler.
@@ -27,14 +31,15 @@ def tune(*, seed: int = 0, worlds: int = 60, trials: int = 120) -> dict[str, Any
 
     scenarios = training_worlds(seed, worlds)
     exact = [exact_s(each) for each in scenarios]
+    to_place = [scenario for _, scenario in layer_worlds("training", seed, max(1, worlds // 8))]
     found: dict[str, Any] = {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in TUNED:
         fields = searchable(policy_class(name))
 
         def loss(trial: Trial, name: str = name, fields: Any = fields) -> float:
-            values = {key: _suggested(trial, field) for key, field in fields.items()}
-            return mean_loss(scenarios, exact, make_policy(name, values))
+            policy = make_policy(name, {key: _suggested(trial, field) for key, field in fields.items()})
+            return layer_loss(to_place, policy) if name == LAYERS else mean_loss(scenarios, exact, policy)
 
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
         study.enqueue_trial({key: field.default for key, field in fields.items()})

@@ -25,7 +25,7 @@ def train(
     from .training import train as fit
 
     found = fit(seed=seed, worlds=worlds, steps=steps, report=lambda line: typer.echo(line, err=True))
-    _give(found.document, out)
+    give(found.document, out)
 
 
 @attention.command()
@@ -35,33 +35,37 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="Per policy.")] = 120,
     out: Out = None,
 ) -> None:
-    """Look for the best parameters of attention and attention-heads on random clusters, with Optuna."""
+    """Look for the best parameters of the policies that have no weights on random clusters, with Optuna."""
     from .tuning import tune as look
 
-    _give(look(seed=seed, worlds=worlds, trials=trials), out)
+    give(look(seed=seed, worlds=worlds, trials=trials), out)
 
 
 @attention.command()
 def score(
     seed: Seed = 7,
     each: Annotated[int, typer.Option(min=1, help="Clusters of each family.")] = 8,
+    layers_each: Annotated[int, typer.Option(min=0, help="The same, to place layers on; 0: none.")] = 13,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")] = False,
     out: Out = None,
 ) -> None:
-    """Compare attention with the exact split on clusters that it has not seen."""
+    """Compare attention with the exact split, and over layers with the exact cut, on clusters that it has not seen."""
     from rich.console import Console
 
     from ..show import print_table
     from .scoring import score as judge
 
-    document = judge(seed=seed, each=each)
+    document = judge(seed=seed, each=each, layers_each=layers_each)
     console = Console(stderr=as_json)
-    print_table(console, [_row(row) for row in document["rows"]], f"{document['scenarios']} clusters")
-    for family in document["families"]:
-        rows = [_row({"policy": label, **found}) for label, found in family["policies"].items()]
-        print_table(console, rows, f"{family['family']}: {family['summary']}" + (", trained" * family["trained"]))
+    for found, what in ((document, "clusters"), (document.get("layers"), "clusters to place layers on")):
+        if found is None:
+            continue
+        print_table(console, [_row(row) for row in found["rows"]], f"{found['scenarios']} {what}")
+        for family in found["families"]:
+            rows = [_row({"policy": label, **each_}) for label, each_ in family["policies"].items()]
+            print_table(console, rows, f"{family['family']}: {family['summary']}" + (", trained" * family["trained"]))
     if as_json or out is not None:
-        _give(document, out)
+        give(document, out)
 
 
 def _row(found: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +75,8 @@ def _row(found: dict[str, Any]) -> dict[str, Any]:
     return {"policy": found["policy"], **percent, **extra}
 
 
-def _give(document: dict[str, Any], out: Path | None) -> None:
+def give(document: dict[str, Any], out: Path | None) -> None:
+    """Write a document to a file, or to stdout where there is none."""
     from ...results.store import write_text
 
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"

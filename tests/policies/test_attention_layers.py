@@ -32,25 +32,25 @@ def _lengths(scenario: Scenario, policy: AttentionLayers) -> list[tuple[str, int
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_equal_devices_get_equal_stages(quiet_scenario: Scenario, count: int) -> None:
-    lengths = _lengths(_boxes(quiet_scenario, [1.0] * count), AttentionLayers())
+    lengths = _lengths(_boxes(quiet_scenario, [1.0] * count), AttentionLayers(heads=1))
     assert [length for _, length in lengths] == [8 // count] * count
 
 
 def test_a_device_of_three_times_the_speed_gets_three_times_the_layers(quiet_scenario: Scenario) -> None:
-    assert dict(_lengths(_boxes(quiet_scenario, [3.0, 1.0]), AttentionLayers())) == {"d1": 6, "d0": 2}
+    assert dict(_lengths(_boxes(quiet_scenario, [3.0, 1.0]), AttentionLayers(heads=1))) == {"d1": 6, "d0": 2}
 
 
 def test_a_full_device_is_masked(quiet_scenario: Scenario) -> None:
     """Memory for a part of what speed would give the fast device: others take the rest, or nobody can."""
     roomy = _boxes(quiet_scenario, [8.0, 1.0, 8.0])
-    assert dict(_lengths(roomy, AttentionLayers()))["d1"] >= 6
+    assert dict(_lengths(roomy, AttentionLayers(heads=1)))["d1"] >= 6
     workload = roomy.workload
     # Five of eight layers, with at most twelve samples in flight (three micro-batches of four).
     tight_gib = (workload.state_bytes + 16 * workload.activation_bytes_per_sample) * 5 / 8 / 2**30
-    tight = _lengths(_boxes(quiet_scenario, [8.0, 1.0, 8.0], tight_gib), AttentionLayers())
+    tight = _lengths(_boxes(quiet_scenario, [8.0, 1.0, 8.0], tight_gib), AttentionLayers(heads=1))
     assert dict(tight)["d1"] < 6
     with pytest.raises(Infeasible, match="fits on no device"):
-        _lengths(_boxes(quiet_scenario, [1.0, 1.0], 0.005), AttentionLayers())
+        _lengths(_boxes(quiet_scenario, [1.0, 1.0], 0.005), AttentionLayers(heads=1))
 
 
 @settings(max_examples=60)

@@ -1,0 +1,1 @@
+"""Scoring of the policies that change their plan, over generated runs in which devices slow down, drift and go."""
