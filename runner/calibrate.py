@@ -21,14 +21,15 @@ from ..sim.workload import Name, NonNegative, Spec, Workload
 from .data import training_data
 from .declared import LaneFile, declared, lanes_from
 from .devices import NamedLane, Offer, default_lanes, fingerprint
+from .families import TRAINED
 from .isolation.machines import machines
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
+from .layering import build_layer_profile, quiet_only
+from .linking import REPEATS, build_messages, groups_of, message_tasks
 from .waking import waking_points, waking_tasks
 
 START_S = 8.0
 """What a group of workers takes to start, for the estimate of the time needed."""
-LEAST_QUIET = 2
-"""Undisturbed steps of a size in a launch that are enough to leave the disturbed ones out."""
 BLOCKS_PER_PLAN = 3
 """Blocks that a plan is measured in within one launch (the default of ``replay.rounds``)."""
 MAX_RESIDUALS = 101
@@ -190,10 +191,12 @@ def build_cluster(
                 source={"peak_tflops": "measured", "memory_bandwidth_gb_per_s": "measured", "memory_gib": "measured"},
                 lane=unnamed(lane),
                 probe_s=median(_probes(results, rank)),
-                profile=build_profile(workload, results, rank),
+                profile=(profile := build_profile(workload, results, rank)),
+                layer_profile=build_layer_profile(workload, results, rank, profile),
             )
         )
-    collectives = [build_collective(workload, lanes, results)] if len(lanes) > 1 else []
+    collectives = [build_collective(workload, lanes, results, ranks) for ranks in groups_of(len(lanes))]
+    collectives += build_messages(lanes, results)
     nodes, network = machines(lanes, devices)
     return Cluster(nodes=nodes, network=network, collectives=collectives, fingerprint=fingerprint())
 
@@ -245,13 +248,13 @@ def launch_offsets(offsets: Sequence[Sequence[float]], group: int = BLOCKS_PER_P
 
 
 def build_collective(
-    workload: Workload, lanes: Sequence[NamedLane], results: Sequence[LaunchResult]
+    workload: Workload, lanes: Sequence[NamedLane], results: Sequence[LaunchResult], ranks: Sequence[int]
 ) -> CollectiveTable:
-    """The all-reduce table: from the last entry to the last exit, median over launches of each launch's median.
+    """The all-reduce table over some lanes: from the last entry to the last exit, median of the launches' medians.
 
     Its noise is that of sizes near the gradients': a call that takes microseconds varies by far more of itself.
     """
-    launches = [_collective_s(launch) for launch in results]
+    launches = [_collective_s(launch, ranks) for launch in results]
     medians = {size: [median(launch[size]) for launch in launches] for size in sorted(launches[0])}
     overall = {size: median(each) for size, each in medians.items()}
     near = [size for size in overall if workload.gradient_bytes / 3 <= size <= workload.gradient_bytes * 3]
@@ -264,7 +267,7 @@ def build_collective(
     ]
     return CollectiveTable(
         backend="nccl" if all(lane.torch_device.startswith("cuda") for lane in lanes) else "gloo",
-        devices=[lane.name for lane in lanes],
+        devices=[lanes[rank].name for rank in ranks],
         points=[CollectivePoint(bytes=size, seconds=seconds) for size, seconds in overall.items()],
         step_residuals=thin(residuals),
         launch_residuals=[
@@ -394,7 +397,10 @@ def resolver(runs: Path, *, force: bool = False, notes: list[str] | None = None)
             notes.extend(check_fingerprint(found, force))
         else:
             check_fingerprint(found, force)
-        return {**document, "cluster": found.cluster.model_dump(mode="json", exclude_none=True)}
+        cluster = found.cluster.model_dump(mode="json", exclude_none=True)
+        for device in (each for node in cluster["nodes"] for each in node["devices"] if "layer_profile" in each):
+            device["layer_profile"]["model"] = workload.model.name  # equal work, whatever it was called when it ran
+        return {**document, "cluster": cluster}
 
     return resolve
 
@@ -440,8 +446,8 @@ def job_of(workload: Workload, training: Training, cache: Path, *, seed: int) ->
     longest = config.get("max_position_embeddings")
     if isinstance(longest, int) and workload.sequence_length > longest:
         raise InputError("workload.sequence_length", f"is over the model's {longest} positions", "use a shorter one")
-    if config.get("task", "sequence-classification") != "sequence-classification":
-        raise InputError("workload.model", f"is a {config['task']} model", "lanes train sequence classifiers")
+    if config.get("task", "sequence-classification") not in TRAINED:
+        raise InputError("workload.model", f"is a {config['task']} model", f"lanes train {' or '.join(TRAINED)}")
     data, labels = training_data(workload, training, cache)
     return {
         "model": workload.model.config,
@@ -460,7 +466,6 @@ def job_of(workload: Workload, training: Training, cache: Path, *, seed: int) ->
 def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibrating, launch: int) -> list[Task]:
     """One launch's tasks: every size and every collective in each round, shuffled, with speed probes between."""
     shuffle = random.Random(int(stream(launch, "calibrate").integers(2**32)))  # noqa: S311 - an order, not a secret
-    ranks = list(range(lanes))
     tasks: list[Task] = []
     for number in range(effort.rounds):
         tasks.append({"op": "probe"})
@@ -468,10 +473,12 @@ def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibra
             {"op": "profile", "micro_batch": size, "seconds": effort.seconds_per_point, "least": effort.least_steps}
             for size in sizes
         ]
-        if lanes > 1:
-            own += [
-                {"op": "all_reduce", "bytes": size, "repeats": 8, "ranks": ranks} for size in collective_sizes(workload)
-            ]
+        own += [
+            {"op": "all_reduce", "bytes": size, "repeats": REPEATS, "ranks": ranks}
+            for ranks in groups_of(lanes)
+            for size in collective_sizes(workload)
+        ]
+        own += message_tasks(workload, lanes)
         if number == 0:
             own += waking_tasks(sizes, lanes)
         shuffle.shuffle(own)
@@ -498,8 +505,7 @@ def _blocks(launch: LaunchResult, rank: int) -> list[tuple[int, list[tuple[float
 
 def _quiet(answer: Task) -> list[Any]:
     """The steps that nothing disturbed, where they are enough to go by; else all, and the calibration says how many."""
-    kept = [step for step, quiet in zip(answer["steps"], answer["quiet"], strict=True) if quiet]
-    return kept if len(kept) >= LEAST_QUIET else list(answer["steps"])
+    return quiet_only(answer, answer["steps"])
 
 
 def _optimizer_s(launch: LaunchResult, rank: int) -> list[float]:
@@ -508,13 +514,15 @@ def _optimizer_s(launch: LaunchResult, rank: int) -> list[float]:
 
 def _spent(step: Sequence[Sequence[Any]], kind: str) -> float:
     """Seconds of a kind of segment in a step."""
-    return float(sum(end - start for name, _, start, end, _ in step if name == kind))
+    return float(sum(end - start for name, _, start, end, *_ in step if name == kind))
 
 
-def _collective_s(launch: LaunchResult) -> dict[int, list[float]]:
-    """Seconds of every all-reduce by size: from the last rank's entry to the last rank's exit."""
+def _collective_s(launch: LaunchResult, ranks: Sequence[int]) -> dict[int, list[float]]:
+    """Seconds of every all-reduce over some ranks by size: from the last one's entry to the last one's exit."""
     found: dict[int, list[float]] = {}
-    for per_rank in zip(*(launch.of("all_reduce", rank) for rank in range(len(launch.answers))), strict=True):
+    for per_rank in zip(*(launch.of("all_reduce", rank) for rank in ranks), strict=True):
+        if per_rank[0][0]["ranks"] != list(ranks):
+            continue
         calls = zip(*(answer["times"] for _, answer in per_rank), strict=True)
         seconds = [max(end for _, end in call) - max(start for start, _ in call) for call in calls]
         found.setdefault(per_rank[0][0]["bytes"], []).extend(seconds)

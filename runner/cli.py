@@ -359,6 +359,7 @@ def replay(
         str | None, typer.Argument(help="Scenario file or shipped name; with --suite, the suite's.", metavar="SCENARIO")
     ] = None,
     policy: Policies = [],
+    plan: Annotated[list[Path], typer.Option(help="A plan (JSON) to run as it is. Repeatable.")] = [],
     settings: Settings = [],
     seed: Seed = None,
     budget: Budget = None,
@@ -379,7 +380,7 @@ def replay(
     if scenario is None:
         raise InputError("SCENARIO", "is missing", "give a scenario, or --suite")
     policies = _policies(policy)
-    loaded, notes = _load(scenario, settings, runs, force, real=True)
+    loaded, notes = _load(scenario, settings, runs, force)
     console = _console()
     with _following(console, "measuring", live, as_json) as tick:
         study = measure(

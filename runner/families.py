@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 TASKS = ("sequence-classification", "causal-lm", "seq2seq-lm", "segmentation", "forecast")
+TRAINED = TASKS[:2]
+"""What lanes train: a class per text, or the next token."""
 LONGEST = 96
 """Tokens of the longest pass that is counted."""
 MAX_LAYERS = 1000

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,18 +19,23 @@ from ..results.metrics import bootstrap_interval, launch_intervals
 from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
 from ..results.store import code_provenance, to_json, write_run, write_text
 from ..sim import cost
+from ..sim.adaptive import is_eventful
 from ..sim.bounds import lower_bound_s
-from ..sim.disturbances import refuse_events
+from ..sim.device import Device, LayerProfile
 from ..sim.engine import simulate
 from ..sim.estimate import step_s
 from ..sim.plan import Infeasible, Plan
 from ..sim.spec import Scenario
 from ..sim.summary import summarise
 from ..sim.view import Fixed, Policy, View, allocate, describe
+from ..sim.workload import Workload
 from .calibrate import Report, Tick, job_of
 from .devices import NamedLane, available_cpus, fingerprint
+from .execution import division
+from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
+from .proof import MOST_GRADIENT_ERROR, prove
 from .protocol import (
     Launcher,
     Measurement,
@@ -46,8 +51,6 @@ from .protocol import (
 LEAST_POINTS = 3
 """Calibrated sizes that must be left when those of the replayed plans are held out."""
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -58,15 +61,16 @@ class Entry:
     plan: Plan
     prediction: Run | None = None
     twin_of: str | None = None
+    gradient_error: float | None = None
+    """Distance of its gradient from a single process's, by norm over the whole vector, as a share; None: not proven."""
 
-    def sizes(self, names: Sequence[str]) -> list[list[int]]:
-        """Micro-batch sizes per lane, empty for a lane that is left out."""
-        own = {pipeline.devices[0]: list(pipeline.micro_batches) for pipeline in self.plan.pipelines}
-        return [own.get(name, []) for name in names]
+    def division(self, workload: Workload, names: Sequence[str]) -> Task:
+        """What the workers are told of the plan: sizes by rank where it is plain data parallelism, else a program.
 
-    def ranks(self, names: Sequence[str]) -> list[int]:
-        """Ranks of the lanes that take part."""
-        return [rank for rank, sizes in enumerate(self.sizes(names)) if sizes]
+        Raises:
+            PlanError: torch cannot run it.
+        """
+        return division(self.plan, workload, names)
 
     @property
     def predicted_s(self) -> float:
@@ -105,6 +109,7 @@ def replay(
 
     The predictions are on disk, with their digest, before the first worker starts. Sizes of micro-batches that the
     plans use are taken out of the calibration first, so that no plan is predicted from a measurement of its own size.
+    A scenario with disturbances or rebalance points is run as :func:`.courses.replay_courses` says.
 
     Args:
         scenario: its cluster must be lanes (from a calibration).
@@ -117,12 +122,15 @@ def replay(
         tick: gets the progress.
 
     Raises:
-        InputError: the cluster is not of lanes, too few calibrated sizes are left, or the scenario has disturbances.
+        InputError: the cluster is not of lanes, too few calibrated sizes are left, or torch cannot run a plan.
         WorkerFailedError: a lane died or hung; launches that were complete before are measured and kept.
     """
-    refuse_events(dict(scenario))
-    require_torch()
     seed = scenario.seed if seed is None else seed
+    if is_eventful(scenario):
+        from .courses import replay_courses
+
+        return replay_courses(scenario, policies, runs, seed=seed, notes=notes, report=report, tick=tick)
+    require_torch()
     lanes_of(scenario)
     entries, same = distinct_entries(scenario, policies)
     reduced = hold_out(scenario, entries)
@@ -132,6 +140,8 @@ def replay(
     entries, sealed = predict(reduced, entries, folder, seed, all_notes)
     report(f"{len(entries)} plans predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     predicted = [entry.prediction for entry in entries if entry.prediction is not None]
+    entries, failed = prove_entries(scenario, entries, job, data, report=report)
+    all_notes += failed
     entries += twins(entries, twin_count(len(entries)))
     if (watcher := watcher_of(tick)) is not None:
         watcher.plans([Planned(each.label, scenario.workload.global_batch, each.predicted_s) for each in entries])
@@ -155,6 +165,30 @@ def replay(
     return Study(folder, predicted, measured, interrupted=measurement.stopped is not None)
 
 
+def prove_entries(
+    scenario: Scenario, entries: Sequence[Entry], job: Task, data: Path, *, report: Report
+) -> tuple[list[Entry], list[str]]:
+    """The entries whose gradients are those of a single process, each with the figure, and a note for every other one.
+
+    Raises:
+        InputError: not one is.
+    """
+    names = [device.name for device in scenario.cluster.devices]
+    divisions = [entry.division(scenario.workload, names) for entry in entries]
+    report(f"proving {len(entries)} plans: each one's gradient against that of a single process")
+    errors = prove(lanes_of(scenario), divisions, job, data, timeout_s=scenario.replay.timeout_s)
+    kept = [replace(entry, gradient_error=error) for entry, error in zip(entries, errors, strict=True)]
+    wrong = [entry for entry in kept if entry.gradient_error is None or entry.gradient_error > MOST_GRADIENT_ERROR]
+    notes = [
+        f"{entry.label} is not measured: its gradient is {entry.gradient_error:.1e} from a single process's, "
+        f"over {MOST_GRADIENT_ERROR:.0e}"
+        for entry in wrong
+    ]
+    if len(wrong) == len(kept):
+        raise InputError("plans", "; ".join(notes), "report it: the runtime is wrong")
+    return [entry for entry in kept if entry not in wrong], notes
+
+
 def launcher(scenario: Scenario, job: Task, data: Path, tick: Tick) -> Launcher:
     """The way to run a launch: a fresh process for each of the scenario's lanes."""
     lanes, watcher = lanes_of(scenario), watcher_of(tick)
@@ -171,7 +205,7 @@ def launcher(scenario: Scenario, job: Task, data: Path, tick: Tick) -> Launcher:
 def subjects_of(scenario: Scenario, entries: Sequence[Entry]) -> list[Subject]:
     """What the workers are told of each plan, and how long a step of it is expected to take."""
     names = [device.name for device in scenario.cluster.devices]
-    return [Subject({"sizes": entry.sizes(names), "ranks": entry.ranks(names)}, entry.predicted_s) for entry in entries]
+    return [Subject(entry.division(scenario.workload, names), entry.predicted_s) for entry in entries]
 
 
 def lanes_of(scenario: Scenario) -> list[NamedLane]:
@@ -195,16 +229,31 @@ def distinct_entries(scenario: Scenario, policies: Sequence[Policy]) -> tuple[li
     """One entry per different plan, in the order of the policies, and a note for each plan that came up again."""
     entries: dict[str, Entry] = {}
     notes = []
-    view = View.of(scenario)
+    view, names = View.of(scenario), [device.name for device in scenario.cluster.devices]
     for policy in policies:
         plan = allocate(policy, view, scenario)
-        plan.require_data_parallel()
+        refuse_repeated(scenario, division(plan, scenario.workload, names))
         record = describe(policy)
         label = _unused(record.label(), {entry.label for entry in entries.values()})
         first = entries.setdefault(plan.sha256, Entry(label, record, plan))
         if first.record != record:
             notes.append(f"{record.label()} makes the same plan as {first.label}: measured once")
     return list(entries.values()), notes
+
+
+def refuse_repeated(scenario: Scenario, told: Task) -> None:
+    """Refuse stages on a lane that is slower by doing its work again.
+
+    Raises:
+        InputError: there is one among those that take part.
+    """
+    for rank in told["ranks"] if "program" in told else []:
+        device = scenario.cluster.devices[rank]
+        if device.lane is not None and device.lane.repeat > 1:
+            problem = (
+                f"does its work {device.lane.repeat} times, which torch's pipelines and optimizers have no turn for"
+            )
+            raise InputError(f"cluster device {device.name}", problem, "replay splits of the batch on it")
 
 
 def _unused(label: str, used: set[str]) -> str:
@@ -231,13 +280,24 @@ def hold_out(scenario: Scenario, entries: Sequence[Entry]) -> Scenario:
                 f"has {len(kept.points)} micro-batch sizes that no replayed plan uses",
                 f"at least {LEAST_POINTS} are needed: replay fewer plans, or use a larger global batch",
             )
-        return device.model_copy(update={"profile": kept})
+        return device.model_copy(update={"profile": kept, "layer_profile": layers_without(device, sizes)})
 
     nodes = [
         node.model_copy(update={"devices": [reduce(device) for device in node.devices]})
         for node in scenario.cluster.nodes
     ]
     return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+
+
+def layers_without(device: Device, sizes: set[int]) -> LayerProfile | None:
+    """A device's times by layer without some micro-batch sizes; None where too few are left to tell a size from them.
+
+    The whole model's times, and the roofline's shares of them, then stand for a stage's.
+    """
+    if device.layer_profile is None:
+        return None
+    kept = [point for point in device.layer_profile.points if point.micro_batch not in sizes]
+    return device.layer_profile.model_copy(update={"points": kept}) if len(kept) >= LEAST_POINTS else None
 
 
 def predict(
@@ -275,7 +335,7 @@ def predict(
             }
         )
     sealed = digest(lines)
-    document = {"schema_version": SCHEMA_VERSION, "written_utc": _now(), "sha256": sealed, "predictions": lines}
+    document = {"schema_version": SCHEMA_VERSION, "written_utc": written_utc(), "sha256": sealed, "predictions": lines}
     write_text(folder / "predictions.json", to_json(document))
     return predicted, sealed
 
@@ -283,9 +343,7 @@ def predict(
 def twins(entries: Sequence[Entry], count: int) -> list[Entry]:
     """The A/A twins: plans measured a second time as if they were others, the one predicted to be fastest first."""
     chosen = [entries[index] for index in spread_out([entry.predicted_s for entry in entries], count)]
-    return [
-        Entry(f"{each.label} (twin)", each.record, each.plan, each.prediction, twin_of=each.label) for each in chosen
-    ]
+    return [replace(each, label=f"{each.label} (twin)", twin_of=each.label) for each in chosen]
 
 
 def measured_run(
@@ -305,7 +363,7 @@ def measured_run(
     events = event_frame(rows).sort_values(["launch", "start_s", "device"], kind="stable", ignore_index=True)
     times = step_times(events)
     medians = [quantiles(times[launch]).p50 for launch in sorted(times)]
-    split = entry.plan.split()
+    split = entry.plan.samples()
     devices = {
         name: ledger.model_copy(update={"samples": split.get(name, 0)})
         for name, ledger in ledgers(events, names).items()
@@ -323,7 +381,7 @@ def measured_run(
     summary = summary.model_copy(update={"split_bound_step_time_s": split_bound_s(scenario)})
     assert entry.prediction is not None
     manifest = Manifest(
-        run_id=digest([entry.prediction.manifest.run_id, sealed, index, _now()])[:16],
+        run_id=digest([entry.prediction.manifest.run_id, sealed, index, written_utc()])[:16],
         kind="measured",
         label=entry.label,
         scenario=scenario.model_dump(mode="json"),
@@ -339,6 +397,7 @@ def measured_run(
             **provenance(scenario),
             "contention": contention(scenario, measurement, index),
             "protocol": measurement.record(index),
+            "gradient_error": entry.gradient_error,
         },
     )
     return Run(manifest=manifest, plan=entry.plan.document(), summary=summary, events=events)
@@ -359,7 +418,7 @@ def split_bound_s(scenario: Scenario) -> float | None:
 def provenance(scenario: Scenario) -> dict[str, Any]:
     """The circumstances of a run: code, host, libraries, lanes."""
     return {
-        "written_utc": _now(),
+        "written_utc": written_utc(),
         "code": code_provenance(),
         "host": fingerprint(),
         "libraries": {name: metadata.version(name) for name in ("torch", "transformers", "simpy", "numpy", "optuna")},
@@ -391,33 +450,17 @@ def _event_rows(launch: LaunchResult, index: int, names: Sequence[str], number: 
         task = blocks[0][0]
         if task["index"] != index:
             continue
+        since: dict[int, float] | None = None
         for step in range(task["steps"] + 1):
-            segments = {names[rank]: blocks[rank][1]["steps"][step] for rank in task["ranks"]}
+            segments = {rank: blocks[rank][1]["steps"][step] for rank in task["ranks"]}
             common = {"launch": number, "round": task["round"], "step": step, "multiplicity": 1}
-            rows += [{**common, **row} for row in _step_rows(segments, origin)]
+            for row in step_rows(segments, task, since):
+                times = {key: row[key] - origin for key in ("start_s", "end_s")}
+                rows.append({**common, **row, **times, "device": names[row["device"]]})
+            since = {rank: own[-1][3] for rank, own in segments.items()}
     return rows
 
 
-def _step_rows(segments: Mapping[str, Sequence[Sequence[Any]]], origin: float) -> Iterator[Row]:
-    """One step's intervals by device; a collective starts when its last participant has entered, until then is wait."""
-    entered = [each[2] for own in segments.values() for each in own if each[0] == "communication"]
-    for pipeline, (device, own) in enumerate(segments.items()):
-        for kind, micro_batch, start, end, _ in own:
-            spans = [(kind, start, end)]
-            if kind == "communication":
-                last = min(max(entered), end)
-                spans = [("wait", start, last), ("communication", last, end)]
-            for name, begin, finish in spans:
-                yield {
-                    "device": device,
-                    "pipeline": pipeline,
-                    "stage": 0 if name in ("forward", "backward") else -1,
-                    "micro_batch": micro_batch,
-                    "kind": name,
-                    "start_s": begin - origin,
-                    "end_s": finish - origin,
-                }
-
-
-def _now() -> str:
+def written_utc() -> str:
+    """Now, as records have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -31,6 +31,7 @@ from ..sim.spec import parse_file
 from ..sim.workload import Layer, Model, Operator, TensorSplit, at
 from .families import (
     TASKS,
+    TRAINED,
     assemble,
     config_data,
     heads,
@@ -113,12 +114,12 @@ def build_model(config: Mapping[str, Any], *, labels: int, seed: int, dropout: f
     import torch
 
     data = config_data(config)
-    if (task := data.pop("task", TASKS[0])) != TASKS[0]:
-        raise InputError("workload.model", f"is a {task} model", "only sequence classifiers train in this version")
+    if (task := data.pop("task", TASKS[0])) not in TRAINED:
+        raise InputError("workload.model", f"is a {task} model", f"lanes train {' or '.join(TRAINED)}")
     settled = settle(data, labels, dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = assemble(settled, TASKS[0])
+        model = assemble(settled, task)
     deviation = float(getattr(settled, "initializer_range", None) or 0.02)
     with torch.no_grad():
         for path, parameter in model.named_parameters():

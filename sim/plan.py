@@ -171,7 +171,7 @@ class Plan(Spec):
         return found
 
     def require_data_parallel(self) -> None:
-        """Refuse what the replay of this version cannot run.
+        """Refuse what is no plain split of the batch over devices.
 
         Raises:
             PlanError: several stages, replicas or devices in a pipeline, sharded states, local SGD, or pulled batches.
@@ -179,13 +179,15 @@ class Plan(Spec):
         for index, pipeline in enumerate(self.pipelines):
             if len(pipeline.stages) > 1 or len(pipeline.devices) > 1:
                 raise PlanError(
-                    f"pipelines.{index}", "has several devices", "only data-parallel plans are replayed in this version"
+                    f"pipelines.{index}", "has several devices", "a split of the batch gives each its own model"
                 )
             if pipeline.stages[0].recompute != "none":
-                raise PlanError(f"pipelines.{index}.stages.0.recompute", "is not replayed yet", "use none")
+                raise PlanError(
+                    f"pipelines.{index}.stages.0.recompute", "is more than a split of the batch", "use none"
+                )
         for field, only in (("zero", 0), ("dispatch", "static"), ("sync_every", 1), ("deal", "count")):
             if getattr(self, field) != only:
-                raise PlanError(field, f"{getattr(self, field)!r} is not replayed yet", f"use {only}")
+                raise PlanError(field, f"{getattr(self, field)!r} is more than a split of the batch", f"use {only}")
 
     def check(self, scenario: Scenario) -> None:
         """Judge the plan: policies, engine, runner and tests all ask here.

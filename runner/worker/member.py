@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ from .signs import Signs
 if TYPE_CHECKING:
     import torch
 
-Segment = tuple[str, int, float, float, float]
-"""Kind, micro-batch (-1: none), start and end (monotonic clock, s), seconds that the process had the processor."""
+Segment = tuple[str, int, float, float, float, int]
+"""Kind, micro-batch (-1: none), start and end (monotonic clock, s), seconds that the process had the processor, stage
+(-1: none)."""
 
 WALL_OVER_CPU = 1.05
 """A compute segment that takes this much longer than its processor time was disturbed."""
@@ -41,6 +43,9 @@ class Member:
         self.device = torch.device(self.lane["torch_device"])
         self.groups: dict[tuple[int, ...], Any] = {}
         self.quota = Quota(**job["rooms"][rank])
+        self.parts: dict[str, Any] = {}
+        self.slow = 1.0
+        """Its passes and updates take so many times as long as they would."""
         self.busy_probe: Callable[[], float] | None = None
         self.signs = Signs()
         self.retries_left = math.ceil(RETRIED_SHARE * len(job["tasks"]))
@@ -59,6 +64,7 @@ class Member:
         import torch
 
         from ..workload import build_model
+        from .objective import Objective
 
         job = self.job
         # bf16: weights, gradients and what the optimizer keeps; no copy of them in fp32.
@@ -68,10 +74,28 @@ class Member:
         self.model.train()
         self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.flat = flat_gradients(self.weights)
+        self.views = [weight.grad for weight in self.weights]
         self.optimizer = make_optimizer(job["optimizer"], self.weights, job["learning_rate"])
         with np.load(job["data"], allow_pickle=False) as arrays:
             # Kept on the device: feeding the lanes is not what is measured here.
             self.data = {name: torch.from_numpy(arrays[name]).to(self.device) for name in arrays.files}
+        self.objective = Objective(self.data, job["global_batch"], job["model"].get("task", ""))
+
+    @cached_property
+    def layers(self) -> list[Any]:
+        """The model's layers one by one, where its family is known, as :func:`.slices.layers_of` has them."""
+        from .slices import layers_of
+
+        return layers_of(self.model)
+
+    def group(self, ranks: Sequence[int]) -> Any:
+        """The group of some ranks, made where it is new (then every member must ask for it); None for a single one."""
+        key = tuple(sorted(ranks))
+        if len(key) > 1 and key not in self.groups:
+            import torch.distributed as dist
+
+            self.groups[key] = dist.new_group(list(key), timeout=self.timeout)
+        return self.groups.get(key)
 
     def _join(self) -> None:
         import torch.distributed as dist
@@ -106,6 +130,13 @@ class Member:
             torch.cuda.synchronize(self.device)
         return time.monotonic()
 
+    def drag(self, begin: float) -> None:
+        """Where the member is slowed: keep the processor busy until what began then has taken so many times as long."""
+        if self.slow > 1.0:
+            end = begin + self.slow * (self.now() - begin)
+            while time.monotonic() < end:
+                pass
+
     def clock(self) -> float:
         """Seconds that run only while this process has the processor: what a segment would take undisturbed.
 
@@ -123,65 +154,72 @@ class Member:
         Only compute counts: a member that waits in a collective sleeps. A GPU's work shows in neither clock, and where
         lanes share a core, the clocks cannot tell the neighbour, who belongs there, from a stranger.
         """
-        kind, _, start, end, own = segment
+        kind, _, start, end, own, _ = segment
         told = self.device.type == "cpu" and kind != "communication" and not self.lane["shares_core"]
         return told and end - start > WALL_OVER_CPU * own + CLOCK_S
 
-    def step(self, sizes: list[int], start: int, group: Any, segments: list[Segment]) -> float:
+    def step(
+        self, sizes: list[int], start: int, group: Any, segments: list[Segment], batch_start: int | None = None
+    ) -> float:
         """One training step of this member: its micro-batches from sample ``start``, the all-reduce, the optimizer.
 
-        Gradients are of the mean loss over the *global* batch: each micro-batch adds its summed loss divided by the
-        global batch, and the all-reduce sums over the members, so unequal shares weigh as they should.
+        Gradients are of the mean loss over the *global* batch: each micro-batch adds its summed loss divided by what
+        the global batch counts, and the all-reduce sums over the members, so unequal shares weigh as they should.
 
         Returns:
             This member's part of the mean loss.
         """
+        loss = self.accumulate(sizes, start, group, segments, batch_start)
+        begin, cpu = self.now(), self.clock()
+        self.optimizer.step()
+        self.flat.zero_()
+        self.drag(begin)
+        segments.append(("optimizer", -1, begin, self.now(), self.clock() - cpu, -1))
+        say(self.signs.step(segments))
+        return loss
+
+    def accumulate(
+        self, sizes: list[int], start: int, group: Any, segments: list[Segment], batch_start: int | None = None
+    ) -> float:
+        """Forward, backward and all-reduce of a step; the global batch begins with sample ``batch_start``."""
         import torch.distributed as dist
 
+        for weight, view in zip(self.weights, self.views, strict=True):
+            weight.grad = view  # a plan of several stages may have had the weights in between
+        count = self.objective.count(start if batch_start is None else batch_start)
         loss_sum = 0.0
         for number, size in enumerate(sizes):
-            loss_sum += self.micro_batch(start, size, number, segments)
+            loss_sum += self.micro_batch(start, size, number, segments, count)
             start += size
         begin = self.now()
         if group is not None:
             say("waits")  # whoever has not said so when all are silent is the one that the others wait for
             dist.all_reduce(self.flat, group=group)
-        middle = self.now()
-        cpu = self.clock()
-        self.optimizer.step()
-        self.flat.zero_()
-        end = self.now()
-        if group is not None:
-            segments.append(("communication", -1, begin, middle, 0.0))
-        segments.append(("optimizer", -1, middle, end, self.clock() - cpu))
-        say(self.signs.step(segments))
+            segments.append(("communication", -1, begin, self.now(), 0.0, -1))
         return loss_sum
 
-    def micro_batch(self, start: int, size: int, number: int, segments: list[Segment]) -> float:
+    def micro_batch(self, start: int, size: int, number: int, segments: list[Segment], count: int) -> float:
         """Forward and backward of some samples, gradients added; a fallback lane does it ``repeat`` times, averaged."""
         repeat = self.lane["repeat"]
         total = 0.0
         for _ in range(repeat):
             begin, cpu0 = self.now(), self.clock()
-            loss = self.loss(start, size) / repeat
+            loss = self.loss(start, size, count) / repeat
+            self.drag(begin)
             middle, cpu1 = self.now(), self.clock()
             loss.backward()
+            self.drag(middle)
             end, cpu2 = self.now(), self.clock()
-            segments.append(("forward", number, begin, middle, cpu1 - cpu0))
-            segments.append(("backward", number, middle, end, cpu2 - cpu1))
+            segments.append(("forward", number, begin, middle, cpu1 - cpu0, 0))
+            segments.append(("backward", number, middle, end, cpu2 - cpu1, 0))
             total += float(loss.detach())
         return total
 
-    def loss(self, start: int, size: int) -> torch.Tensor:
-        """Cross-entropy summed over some samples, divided by the global batch."""
-        import torch
-
-        count = self.data["ids"].shape[0]
-        rows = torch.arange(start, start + size, device=self.device) % count
-        logits = self.model(input_ids=self.data["ids"][rows], attention_mask=self.data["mask"][rows]).logits
-        total = torch.nn.functional.cross_entropy(logits.float(), self.data["labels"][rows], reduction="sum")
-        batch: int = self.job["global_batch"]
-        return total / batch
+    def loss(self, start: int, size: int, count: int) -> torch.Tensor:
+        """The part of some samples in the mean over ``count`` samples or tokens."""
+        ids, mask = self.objective.inputs(start, size)
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        return self.objective.loss(logits, self.objective.targets(start, size), count)
 
 
 def run_delay_s() -> float:
@@ -204,11 +242,18 @@ def flat_gradients(weights: list[torch.nn.Parameter]) -> torch.Tensor:
 
 def make_optimizer(name: str, weights: list[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     """The workload's optimizer, fused where torch has it."""
+    kind, options = optimizer_kind(name)
+    made: torch.optim.Optimizer = kind(weights, lr=learning_rate, **options)
+    return made
+
+
+def optimizer_kind(name: str) -> tuple[Any, dict[str, Any]]:
+    """Class and options of a workload's optimizer."""
     import torch
 
     if name == "adamw":
-        return torch.optim.AdamW(weights, lr=learning_rate, fused=True)
-    return torch.optim.SGD(weights, lr=learning_rate, momentum=0.9 if name == "momentum" else 0.0)
+        return torch.optim.AdamW, {"fused": True}
+    return torch.optim.SGD, {"momentum": 0.9 if name == "momentum" else 0.0}
 
 
 def group_max(member: Member, value: float) -> float:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import saving, speed, timing, training
+from . import course, proof, saving, speed, timing, training
 from .member import Member
 
 Operation = Callable[[Member, dict[str, Any]], dict[str, Any]]
 """Takes the member and its task, and gives back something JSON can hold."""
 
 FAMILIES: tuple[Mapping[str, Operation], ...] = (
+    course.TASKS,
+    proof.TASKS,
     speed.TASKS,
     timing.TASKS,
     training.TASKS,

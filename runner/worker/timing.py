@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..stationary import MOST_WARMUP, warming
+from .boundaries import Boundaries
 from .contention import undisturbed
 from .member import Member, Segment
+from .parts import part_of
 
 
 def profile(member: Member, task: dict[str, Any]) -> dict[str, Any]:
@@ -17,13 +19,18 @@ def profile(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
     def once() -> dict[str, Any]:
         steps: list[list[Segment]] = []
+        layers: list[list[list[float]]] = []
         member.meet()
         member.step([size], 0, None, [])
         end = time.monotonic() + task["seconds"]
-        while time.monotonic() < end or len(steps) < task["least"]:
-            steps.append([])
-            member.step([size], len(steps) * size, None, steps[-1])
-        return {"steps": steps, "quiet": [not any(map(member.disturbed, step)) for step in steps]}
+        with Boundaries(member) as boundaries:
+            while time.monotonic() < end or len(steps) < task["least"]:
+                steps.append([])
+                member.step([size], len(steps) * size, None, steps[-1])
+                if member.lane["repeat"] == 1:
+                    layers.append(boundaries.take(steps[-1]))
+        quiet = [not any(map(member.disturbed, step)) for step in steps]
+        return {"steps": steps, "quiet": quiet, "layers": layers}
 
     return undisturbed(member, once)
 
@@ -35,9 +42,11 @@ def all_reduce(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
     kind = torch.bfloat16 if member.job.get("dtype") == "bf16" else torch.float32
     buffer = torch.ones(max(1, task["bytes"] // kind.itemsize), device=member.device, dtype=kind)
-    group = member.groups[tuple(task["ranks"])]
+    group = member.group(task["ranks"])
     times = []
     member.meet()
+    if member.rank not in task["ranks"]:
+        return {"times": []}
     for _ in range(task["repeats"] + 2):
         buffer.fill_(1.0)
         start = member.now()
@@ -46,15 +55,35 @@ def all_reduce(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     return {"times": times[2:]}
 
 
+def message(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """Messages to and fro between two members: when each one began to send, or had received."""
+    import torch
+    import torch.distributed as dist
+
+    member.meet()
+    if member.rank not in task["ranks"]:
+        return {"moments": []}
+    buffer = torch.ones(max(1, task["bytes"] // 4), device=member.device)
+    group, place = member.group(task["ranks"]), task["ranks"].index(member.rank)
+    peer, moments = task["ranks"][1 - place], []
+    for number in range(2 * (task["repeats"] + 1)):
+        sends = number % 2 == place
+        start = member.now()
+        work = dist.batch_isend_irecv([dist.P2POp(dist.isend if sends else dist.irecv, buffer, peer, group)])
+        for each in work:
+            each.wait()
+        moments.append(start if sends else member.now())
+    return {"moments": moments[2:]}
+
+
 def block(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Consecutive steps of a plan: segments of each step (the last warm-up step is the lead-in, step 0), and losses.
 
     Before the lead-in, members step until all of them have stopped getting faster; ``warmup`` says how many steps were
     left out, the lead-in included, and ``settled`` whether that was enough.
     """
-    sizes = task["sizes"][member.rank]
-    group = member.groups.get(tuple(task["ranks"]))
-    first = sum(sum(each) for each in task["sizes"][: member.rank])
+    part = part_of(member, task)
+    group = member.group(task["ranks"])
 
     def once() -> dict[str, Any]:
         steps: list[list[Segment]] = []
@@ -62,12 +91,12 @@ def block(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
         def step() -> None:
             steps.append([])
-            start = first + (task["offset"] + len(losses)) * member.job["global_batch"]
-            losses.append(member.step(sizes, start, group, steps[-1]))
+            assert part is not None
+            losses.append(part.step((task["offset"] + len(losses)) * member.job["global_batch"], steps[-1]))
 
         member.meet()
-        warm, settled = warm_up(member, task, step, group) if sizes else (0, True)
-        for _ in range(1 + task["steps"] if sizes else 0):
+        warm, settled = warm_up(member, task, step, group) if part else (0, True)
+        for _ in range(1 + task["steps"] if part else 0):
             step()
         member.meet()
         return {"steps": steps[warm:], "losses": losses, "warmup": warm + 1, "settled": settled}
@@ -101,4 +130,4 @@ def agreed(member: Member, wish: bool, group: Any) -> bool:
     return bool(votes.item() > 0)
 
 
-TASKS = {"profile": profile, "all_reduce": all_reduce, "block": block}
+TASKS = {"profile": profile, "all_reduce": all_reduce, "message": message, "block": block}

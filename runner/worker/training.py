@@ -5,43 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from .member import Member, Segment, say
+from .parts import part_of
 
 EVALUATED_AT_ONCE = 256
 
 
 def gradients(member: Member, task: dict[str, Any]) -> dict[str, Any]:
-    """The whole gradient vector of one step of a plan, as every participant holds it after the all-reduce."""
-    import torch.distributed as dist
+    """The gradient of one step of a plan, as every participant holds it after the all-reduce, in a file each."""
     from safetensors.torch import save_file
 
-    sizes = task["sizes"][member.rank]
-    start = sum(sum(each) for each in task["sizes"][: member.rank])
-    member.flat.zero_()
-    for size in sizes:
-        member.micro_batch(start, size, 0, [])
-        start += size
-    group = member.groups.get(tuple(task["ranks"]))
-    if group is not None and sizes:
-        dist.all_reduce(member.flat, group=group)
-    if sizes:
-        save_file({"gradient": member.flat.detach().cpu()}, task["file"] + f".{member.rank}")
-    norm = float(member.flat.norm())
-    member.flat.zero_()
+    part = part_of(member, task)
+    if part is None:
+        return {"norm": 0.0}
+    part.accumulate(0, [])
+    save_file({"gradient": part.flat.detach().cpu()}, task["file"] + f".{member.rank}")
+    norm = float(part.flat.norm())
+    part.flat.zero_()
     return {"norm": norm}
 
 
 def train(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Training steps that follow those of the task before; nothing is measured again."""
-    sizes = task["sizes"][member.rank]
-    group = member.groups.get(tuple(task["ranks"]))
-    first = sum(sum(each) for each in task["sizes"][: member.rank])
+    part = part_of(member, task)
     begin = member.now()
     losses, busy = [], 0.0
-    for number in range(task["steps"] if sizes else 0):
+    for number in range(task["steps"] if part else 0):
+        assert part is not None
         segments: list[Segment] = []
-        start = first + (task["offset"] + number) * member.job["global_batch"]
-        losses.append(member.step(sizes, start, group, segments))
-        busy += sum(end - begin for kind, _, begin, end, _ in segments if kind != "communication")
+        losses.append(part.step((task["offset"] + number) * member.job["global_batch"], segments))
+        busy += sum(end - begin for kind, _, begin, end, *_ in segments if kind != "communication")
     end = member.now()
     member.loss_parts += losses
     member.busy_s, member.train_s = member.busy_s + busy, member.train_s + end - begin

@@ -208,7 +208,9 @@ def collective_launch(seconds: dict[int, float], lag: float) -> LaunchResult:
 @given(st.floats(0.0, 1.0), st.floats(1e-5, 1e-1))
 def test_waiting_for_the_last_to_enter_is_not_the_collectives_time(lag: float, seconds: float) -> None:
     lanes = [NamedLane(name="a"), NamedLane(name="b")]
-    table = build_collective(_workload(30, None), lanes, [collective_launch(dict.fromkeys(BYTES, seconds), lag)] * 2)
+    table = build_collective(
+        _workload(30, None), lanes, [collective_launch(dict.fromkeys(BYTES, seconds), lag)] * 2, [0, 1]
+    )
     assert table.devices == ["a", "b"]
     assert table.backend == "gloo"
     assert [point.bytes for point in table.points] == list(BYTES)

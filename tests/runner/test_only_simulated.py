@@ -10,7 +10,6 @@ from steelyard.policies import make_policy
 from steelyard.results.errors import InputError
 from steelyard.runner.cli import run
 from steelyard.runner.demo import demo
-from steelyard.runner.replay import replay
 from steelyard.runner.train import train
 from steelyard.sim.disturbances import Disturbance, Rebalance
 from steelyard.sim.spec import Scenario
@@ -30,25 +29,21 @@ SET = {
         ("disturbances", {"disturbances": EVENTS, "rebalance": Rebalance()}),
     ],
 )
-def test_replay_and_train_refuse(tiny_scenario: Scenario, tmp_path: Path, path: str, changes: dict[str, Any]) -> None:
+def test_train_refuses(tiny_scenario: Scenario, tmp_path: Path, path: str, changes: dict[str, Any]) -> None:
     scenario = tiny_scenario.model_copy(update=changes)
-    with pytest.raises(InputError, match="simulated only in this version") as caught:
-        replay(scenario, [make_policy("uniform")], tmp_path)
-    assert caught.value.path == path
-    assert caught.value.mend
     with pytest.raises(InputError, match="simulated only in this version") as caught:
         train(scenario, make_policy("uniform"), tmp_path)
     assert caught.value.path == path
+    assert caught.value.mend
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", SET)
-@pytest.mark.parametrize("verb", ["replay", "train"])
-def test_the_commands_refuse_before_they_calibrate(
-    verb: str, path: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+def test_the_command_refuses_before_it_calibrates(
+    path: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tiny_folder / "runs"
-    assert run([verb, str(tiny_folder / "tiny.toml"), "--runs", str(runs), "--set", SET[path]]) == 2
+    assert run(["train", str(tiny_folder / "tiny.toml"), "--runs", str(runs), "--set", SET[path]]) == 2
     assert capsys.readouterr().err == (
         f"steelyard: {path}: is simulated only in this version (take it out, or use `steelyard simulate`)\n"
     )

@@ -360,7 +360,10 @@ def command(calibrated: Path, runs: Path, place: Path) -> subprocess.Popen[str]:
 
 
 def workers_in_launch(process: subprocess.Popen[str], number: int) -> list[psutil.Process]:
-    """All workers so far, in order, once the two of the ``number``-th launch have met and are at work."""
+    """All workers so far, in order, once the two of the ``number``-th launch have met and are at work.
+
+    The first launch proves the plans; nothing is timed in it.
+    """
     seen: list[psutil.Process] = []
     launch = 0
     end = time.monotonic() + 120
@@ -410,7 +413,7 @@ def kept_launches(runs: Path, error: str) -> int:
 def test_interrupt_keeps_complete_launches_and_leaves_no_process(calibrated: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
-        workers = workers_in_launch(process, 2)
+        workers = workers_in_launch(process, 3)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -427,8 +430,8 @@ def test_interrupt_keeps_complete_launches_and_leaves_no_process(calibrated: Pat
 def test_a_worker_that_dies_late_is_named_and_earlier_launches_are_kept(calibrated: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
-        workers = workers_in_launch(process, 2)
-        victim = next(each for each in workers[2:] if each.cmdline()[-1] == "1")
+        workers = workers_in_launch(process, 3)
+        victim = next(each for each in workers[4:] if each.cmdline()[-1] == "1")
         victim.kill()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
@@ -443,7 +446,7 @@ def test_a_worker_that_dies_late_is_named_and_earlier_launches_are_kept(calibrat
 def test_interrupt_in_the_first_launch_leaves_the_predictions_alone(calibrated: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
-        workers = workers_in_launch(process, 1)
+        workers = workers_in_launch(process, 2)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

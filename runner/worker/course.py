@@ -1,0 +1,145 @@
+"""The task of a run whose plan may change under way: steps, questions to the driver, and weights that change hands.
+
+Before a step at which the policy is asked, every member writes what it measured since the last question into the folder
+of the task and waits for the driver's answer there. Where the answer is another plan, members that are to hold a layer
+get its weights and the optimizer's states from the first of those that held it, byte for byte; the next step goes on
+with the samples that were due, so that none is lost or trained twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .member import Member, Segment, say
+from .parts import Part, part_of
+
+LOOK_S = 0.001
+"""Between two looks for the driver's answer."""
+SIGN_S = 1.0
+"""Between two signs of life while there is none."""
+States = dict[int, dict[str, Any]]
+"""The optimizer's states of weights, by their place in the model."""
+
+
+def course(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """Steps ``[0, total)``, as the plan of the moment divides each of them.
+
+    Returns:
+        Segments of each step, the loss that this member had the last stage of, the intervals in which it stood still,
+        and the norm of the weights that it holds in the end.
+    """
+    part = part_of(member, task["division"])
+    division = task["division"]
+    steps: list[list[Segment]] = []
+    losses: list[float] = []
+    stood: list[list[float]] = []
+    told = 0
+    member.meet()
+    for number in range(task["total"]):
+        if number in task["points"]:
+            begin = member.now()
+            answer = _ask(member, Path(task["folder"]), number, steps[told:])
+            told = len(steps)
+            if answer != division:
+                part = change(member, division, answer)
+                division = answer
+            member.meet()
+            stood.append([number, begin, member.now(), float(answer is not None)])
+        member.slow = task["slow"][number][member.rank]
+        steps.append([])
+        losses.append(part.step(number * member.job["global_batch"], steps[-1]) if part is not None else 0.0)
+        if part is None:
+            say("alive")
+    member.slow = 1.0
+    if "file" in task and part is not None:
+        _save(member, part, task["file"])
+    return {"steps": steps, "losses": losses, "stood": stood}
+
+
+def _ask(member: Member, folder: Path, number: int, steps: Sequence[Sequence[Segment]]) -> Any:
+    """Tell the driver what was measured, and wait for the division that goes on."""
+    hidden = folder / f".asked-{number}-{member.rank}"
+    hidden.write_text(json.dumps(steps))
+    hidden.rename(folder / f"asked-{number}-{member.rank}.json")
+    say(f"asked {number}")
+    answer, seen = folder / f"answer-{number}.json", time.monotonic()
+    while not answer.exists():
+        time.sleep(LOOK_S)
+        if time.monotonic() - seen > SIGN_S:
+            seen = time.monotonic()
+            say("alive")
+    return json.loads(answer.read_text())
+
+
+def change(member: Member, old: Mapping[str, Any], new: dict[str, Any]) -> Part | None:
+    """Go from one division to another: weights and states go to those that are to hold them."""
+    before, after = part_of(member, dict(old)), part_of(member, new)
+    held, wanted = holders_of(member, old), holders_of(member, new)
+    states = _states(member, before)
+    for place in range(len(member.weights)):
+        for target in sorted(wanted[place] - held[place]):
+            _hand_over(member, place, states, (min(held[place]), target))
+    if after is not None:
+        places = {id(weight): place for place, weight in enumerate(member.weights)}
+        after.optimizer.state.clear()
+        for weight in after.weights:
+            after.optimizer.state[weight] = states[places[id(weight)]]
+        after.flat.zero_()
+    return after
+
+
+def holders_of(member: Member, division: Mapping[str, Any]) -> list[set[int]]:
+    """Per weight of the model, the ranks that hold it."""
+    from .staged import holding
+
+    if "program" not in division:
+        return [set(division["ranks"]) for _ in member.weights]
+    return holding(member, division["program"])
+
+
+def _states(member: Member, part: Part | None) -> States:
+    """What the optimizer knows of the weights that a member holds."""
+    if part is None:
+        return {}
+    places = {id(weight): place for place, weight in enumerate(member.weights)}
+    return {places[id(weight)]: dict(part.optimizer.state[weight]) for weight in part.weights}
+
+
+def _hand_over(member: Member, place: int, states: States, way: tuple[int, int]) -> None:
+    """One weight and its states from a member to another; the rest take no part."""
+    import torch
+    import torch.distributed as dist
+
+    weight, (source, target) = member.weights[place], way
+    kept = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "momentum": ("momentum_buffer",), "sgd": ()}
+    names = kept[member.job["optimizer"]]
+    if member.rank == source:
+        dist.send(weight.detach().contiguous(), target)
+        for name in names:
+            dist.send(states[place][name].contiguous(), target)
+    elif member.rank == target:
+        fresh = torch.empty_like(weight, requires_grad=False)
+        dist.recv(fresh, source)
+        with torch.no_grad():
+            weight.copy_(fresh)
+        states[place] = {}
+        for name in names:
+            like = torch.zeros((), dtype=torch.float32, device=weight.device) if name == "step" else fresh
+            states[place][name] = torch.empty_like(like)
+            dist.recv(states[place][name], source)
+
+
+def _save(member: Member, part: Part, file: str) -> None:
+    """The weights that a member holds in the end, by their names."""
+    from safetensors.torch import save_file
+
+    names = {id(weight): name for name, weight in member.model.named_parameters()}
+    found = {names[id(weight)]: weight.detach().cpu().clone() for weight in part.weights}
+    save_file(found, f"{file}.{member.rank}")
+
+
+TASKS = {"course": course}

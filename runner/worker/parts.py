@@ -1,0 +1,82 @@
+"""A member's part in a plan: what a task says, as something that does steps."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .member import Member, Segment
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Part(Protocol):
+    """What a member does of each step of a plan."""
+
+    @property
+    def weights(self) -> list[torch.nn.Parameter]:
+        """The weights that it holds."""
+        ...
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """Their gradients, in the same order."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What updates them."""
+        ...
+
+    def accumulate(self, batch_start: int, segments: list[Segment]) -> float:
+        """Gradients of a global batch, summed over the holders; the loss of what it has the last stage of."""
+        ...
+
+    def step(self, batch_start: int, segments: list[Segment]) -> float:
+        """The same, and the optimizer's step; then the gradients are zero."""
+        ...
+
+
+class Whole:
+    """A member that holds the whole model: data parallelism."""
+
+    def __init__(self, member: Member, sizes: list[int], first: int, group: Any) -> None:
+        self.member, self.sizes, self.first, self.group = member, sizes, first, group
+        self.weights, self.flat, self.optimizer = member.weights, member.flat, member.optimizer
+
+    def accumulate(self, batch_start: int, segments: list[Segment]) -> float:
+        """As in :class:`Part`."""
+        return self.member.accumulate(self.sizes, batch_start + self.first, self.group, segments, batch_start)
+
+    def step(self, batch_start: int, segments: list[Segment]) -> float:
+        """As in :class:`Part`."""
+        return self.member.step(self.sizes, batch_start + self.first, self.group, segments, batch_start)
+
+
+def part_of(member: Member, task: dict[str, Any]) -> Part | None:
+    """A member's part in a task's plan; None: it has none. All members must ask, as they make groups together.
+
+    Args:
+        member: whose part.
+        task: has a ``program`` (:mod:`..execution`); or for plain data parallelism ``sizes``, the micro-batches of
+            each rank, and ``ranks``, those that take part.
+    """
+    if "program" in task:
+        return _staged(member, task["program"])
+    sizes, group = task["sizes"], member.group(task["ranks"])
+    if not sizes[member.rank]:
+        return None
+    first = sum(sum(each) for each in sizes[: member.rank])
+    return Whole(member, sizes[member.rank], first, group)
+
+
+def _staged(member: Member, program: dict[str, Any]) -> Part | None:
+    """Made once a launch: its schedule has buffers, its optimizer states."""
+    from .staged import Staged
+
+    key = json.dumps(program, sort_keys=True)
+    if key not in member.parts:
+        member.parts[key] = Staged(member, program)
+    found: Staged = member.parts[key]
+    return found if found.pipeline is not None else None

@@ -1,0 +1,151 @@
+"""Runs whose plan changes under way, on real lanes: nothing is lost, nothing repeated, and it is all in the record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from steelyard.policies import make_policy
+from steelyard.results.errors import InputError
+from steelyard.results.store import read_run
+from steelyard.runner.calibrate import job_of
+from steelyard.runner.course import Course, refuse_disturbances, run_course
+from steelyard.runner.replay import lanes_of, replay
+from steelyard.sim.disturbances import Disturbance, Rebalance
+from steelyard.sim.plan import Plan
+from steelyard.sim.spec import Scenario
+from steelyard.sim.view import Policy, View
+
+EVERY = 3
+
+
+def pipeline(stages: list[tuple[int, int, str]], sizes: list[int]) -> dict[str, Any]:
+    return {
+        "stages": [{"first": first, "last": last, "replicas": [{"devices": [name]}]} for first, last, name in stages],
+        "micro_batches": sizes,
+    }
+
+
+SPLIT = [pipeline([(0, 4, "full")], [20]), pipeline([(0, 4, "sse")], [10])]
+PLANS = [
+    SPLIT,
+    [pipeline([(0, 2, "sse"), (2, 4, "full")], [10, 10, 10])],
+    [pipeline([(0, 4, "sse")], [16, 14])],
+    [pipeline([(0, 1, "full"), (1, 4, "sse")], [15, 15])],
+    [pipeline([(0, 4, "full")], [11]), pipeline([(0, 4, "sse")], [19])],
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scripted:
+    """Another plan at every question, whatever is measured."""
+
+    name: ClassVar[str] = "scripted"
+    adaptive: ClassVar[bool] = True
+    total: int = EVERY * len(PLANS)
+
+    def allocate(self, view: View) -> Plan:
+        assert view.steps_left is not None
+        return Plan.parse({"pipelines": PLANS[(self.total - view.steps_left) // EVERY]})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steady:
+    """The split that it began with."""
+
+    name: ClassVar[str] = "steady"
+
+    def allocate(self, view: View) -> Plan:
+        return Plan.parse({"pipelines": SPLIT})
+
+
+@pytest.fixture(scope="module")
+def changing(tiny_scenario: Scenario) -> Callable[..., Scenario]:
+    def build(optimizer: str, **changes: Any) -> Scenario:
+        workload = tiny_scenario.workload.model_copy(update={"optimizer": optimizer})
+        sampling = tiny_scenario.sampling.model_copy(update={"steps": EVERY * len(PLANS)})
+        rules = Rebalance(every_steps=EVERY, at_most=10, pause_s=0.01, restart_s=0.1)
+        return tiny_scenario.model_copy(
+            update={"workload": workload, "sampling": sampling, "rebalance": rules, **changes}
+        )
+
+    return build
+
+
+def trained(scenario: Scenario, policy: Policy, folder: Path) -> tuple[Course, list[float], dict[str, Any]]:
+    """The course, the loss of each step, and the weights in the end, those of several holders checked to be alike."""
+    from safetensors.torch import load_file
+
+    job, data = job_of(scenario.workload, scenario.training, folder, seed=0)
+    course = Course(scenario, policy)
+    file = folder / type(policy).__name__
+    launch, _ = run_course(course, lanes_of(scenario), job, data, file=file)
+    losses = [sum(parts) for parts in zip(*(own[0]["losses"] for own in launch.answers), strict=True)]
+    weights: dict[str, Any] = {}
+    for each in sorted(folder.glob(f"{type(policy).__name__}.*")):
+        weights |= load_file(each)
+    return course, losses, weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "most"), [("momentum", 1e-6), ("adamw", 1e-3)])
+def test_a_run_that_changes_hands_trains_as_one_that_does_not(
+    changing: Callable[..., Scenario], tmp_path: Path, optimizer: str, most: float
+) -> None:
+    """AdamW divides by the root of the second moments: where a gradient is nearly zero, rounding decides its sign."""
+    scenario = changing(optimizer)
+    course, losses, weights = trained(scenario, Scripted(), tmp_path)
+    _, expected, reference = trained(scenario, Steady(), tmp_path)
+    assert [step for step, _ in course.plans] == [0, 3, 6, 9, 12]
+    assert [each["changed"] for each in course.decisions] == [True] * 5
+    assert [entry["step"] for entry in course.history] == list(range(EVERY * len(PLANS)))
+    assert losses == pytest.approx(expected, rel=max(most, 2e-6))
+    assert weights.keys() == reference.keys()
+    difference = sum(float((weights[name] - reference[name]).double().square().sum()) for name in reference)
+    size = sum(float(reference[name].double().square().sum()) for name in reference)
+    assert (difference / size) ** 0.5 <= most
+
+
+@pytest.mark.slow
+def test_a_lane_that_slows_down_is_followed_and_the_record_says_how(
+    changing: Callable[..., Scenario], tmp_path: Path
+) -> None:
+    slowdown = Disturbance(kind="slowdown", device="full", from_step=2, factor=8.0)
+    scenario = changing("adamw", disturbances=[slowdown])
+    scenario = scenario.model_copy(update={"replay": scenario.replay.model_copy(update={"launches": 1})})
+    study = replay(scenario, [make_policy("malleus"), Steady()], tmp_path)
+    assert [run.manifest.kind for run in study.runs] == ["predicted", "predicted", "measured", "measured"] or [
+        run.manifest.kind for run in study.predicted
+    ] == ["simulated", "simulated"]
+    steady = study.measured[1]
+    work = steady.events[steady.events["kind"].isin(["forward", "backward"]) & (steady.events["device"] == "full")]
+    spent = (work["end_s"] - work["start_s"]).groupby(work["step"]).sum()
+    assert spent[2:].median() > 3 * spent[:2].min()  # eight times as long, on a host that may be busy
+    for run in study.measured:
+        for ledger in run.summary.devices.values():
+            assert ledger.total_s() == pytest.approx(run.summary.step_time_s.mean, rel=1e-6)
+    adapted = study.measured[0]
+    asked = [each for each in adapted.decisions if each["why"] == "asked"]
+    assert [each["step"] for each in asked] == [3, 6, 9, 12]
+    stood = adapted.events[adapted.events["kind"] == "rebalance"]
+    assert set(stood["step"]) == {3, 6, 9, 12}
+    assert all(error <= 1e-6 for error in adapted.manifest.provenance["gradient_errors"].values())
+    found = read_run(next(study.folder.glob("00-*-measured")))
+    assert [each["step"] for each in found.decisions] == [each["step"] for each in adapted.decisions]
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [({"kind": "loss", "from_step": 4}, "disturbances.0.kind"), ({"factor": 0.5}, "disturbances.0.factor")],
+)
+def test_what_cannot_be_done_to_real_lanes_is_refused(
+    tiny_scenario: Scenario, change: dict[str, Any], path: str
+) -> None:
+    fields = {"kind": "slowdown", "device": "full", "from_step": 2, **change}
+    scenario = tiny_scenario.model_copy(update={"disturbances": [Disturbance.model_validate(fields)]})
+    with pytest.raises(InputError) as caught:
+        refuse_disturbances(scenario)
+    assert caught.value.path == path
