@@ -21,12 +21,15 @@ def new_place() -> Path:
     return place
 
 
-def sweep_places() -> list[Path]:
+def sweep_places(within: Path | None = None) -> list[Path]:
     """Remove the folders of drivers that are no more, and only those; what was removed.
 
     A driver that was killed removes nothing. Folders of other users, and such that do not say whose they are, stay.
+
+    Args:
+        within: where to look; by default the system's folder for temporary files.
     """
-    found = [each for each in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if _abandoned(each)]
+    found = [each for each in (within or Path(tempfile.gettempdir())).glob(f"{PREFIX}*") if _abandoned(each)]
     for place in found:
         shutil.rmtree(place, ignore_errors=True)
     return found

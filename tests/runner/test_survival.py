@@ -1,8 +1,16 @@
-"""Training under faults, with real processes: what is resumed ends with the same bytes as what was never disturbed."""
+"""Training under faults, with real processes: what is resumed ends with the same bytes as what was never disturbed.
+
+Nothing is pretended: signals, a link set down between namespaces, a limit of memory, a disk (a small tmpfs) that is
+full. What a host does not allow is skipped with the reason.
+"""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +19,17 @@ from typing import Any
 import psutil
 import pytest
 from steelyard.results.errors import InputError, WorkerFailedError
+from steelyard.runner.chaos.leftovers import descendants
 from steelyard.runner.checkpoint import Checkpoint
+from steelyard.runner.devices import NamedLane
+from steelyard.runner.isolation.capabilities import this_host
+from steelyard.runner.isolation.wiring import LANE_END
 from steelyard.runner.journal import Event
+from steelyard.runner.launch import run_group
 from steelyard.runner.train import Training, resume, train
 from steelyard.runner.training_folder import TrainingFolder
+from steelyard.runner.watch import FaultError
+from steelyard.sim.device import Device, Wire
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
 from steelyard.sim.view import Fixed
@@ -22,7 +37,10 @@ from steelyard.sim.view import Fixed
 pytestmark = pytest.mark.slow
 
 STEPS, EVERY = 120, 20
-SAMPLES = {"full": 21, "sse": 9}
+ROOM = 1_750_000
+"""Bytes for the samples, the training's folder, and one checkpoint of the tiny model, not two."""
+SAMPLES = {"full": 15, "sse": 15}
+"""As ``uniform`` divides them."""
 
 
 def with_training(scenario: Scenario, **settings: Any) -> Scenario:
@@ -54,10 +72,10 @@ def events_of(runs: Path) -> list[Event]:
     return TrainingFolder(folders[0]).journal.read() if folders else []
 
 
-def workers() -> list[psutil.Process]:
-    """The workers of this very process, by rank."""
+def workers(driver: int | None = None) -> list[psutil.Process]:
+    """The workers of a driver (by default this very process), by rank."""
     found = []
-    for each in psutil.Process().children(recursive=True):
+    for each in descendants(driver or os.getpid()):
         try:
             if "steelyard.runner.worker" in (words := each.cmdline()):
                 found.append((words[-1], each))
@@ -170,3 +188,152 @@ def test_two_drivers_never_train_in_one_folder(undisturbed: Training) -> None:
     with TrainingFolder(undisturbed.folder).alone(), pytest.raises(InputError, match="another process"):
         resume(undisturbed.folder)
     assert (undisturbed.folder / "result.json").is_file()
+
+
+def test_a_cut_link_is_told_from_a_hung_worker(tiny_scenario: Scenario, undisturbed: Training, tmp_path: Path) -> None:
+    """``ip link set down`` inside the namespaces of a launch; the next one has a network of its own."""
+    need("namespaces")
+    scenario = wired(with_training(tiny_scenario))
+    with struck(tmp_path, (saved(2), cut)):
+        result = train(scenario, fixed(scenario, SAMPLES), tmp_path)
+    fault = next(event for event in events_of(tmp_path) if event["event"] == "fault")
+    assert fault["kind"] == "link", fault
+    assert "link" in fault["what"]
+    assert fault["lane"] in (None, "sse")
+    assert same_bytes(result, undisturbed)
+
+
+def need(capability: str) -> None:
+    found = this_host().capability(capability)
+    if not found.available:
+        pytest.skip(f"this host has no {found.title}: {found.reason}")
+
+
+def wired(scenario: Scenario) -> Scenario:
+    """Each lane on a made host of its own."""
+
+    def moved(device: Device) -> Device:
+        assert device.lane is not None
+        return device.model_copy(update={"lane": device.lane.model_copy(update={"wire": Wire(host=device.name)})})
+
+    nodes = [node.model_copy(update={"devices": list(map(moved, node.devices))}) for node in scenario.cluster.nodes]
+    return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+
+
+def cut(worker: psutil.Process) -> None:
+    """Set a worker's end of the wire down, inside its namespaces."""
+    words = ["nsenter", "--target", str(worker.pid), "--net", "ip", "link", "set", LANE_END, "down"]
+    if os.getuid() != 0:
+        words[1:1] = ["--user", "--preserve-credentials"]
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def test_a_lack_of_memory_is_named(lanes: list[NamedLane]) -> None:
+    """The kernel kills a real process in a real control group; what signal it was says nothing of why."""
+    need("memory_limit")
+    tight = lanes[0].model_copy(update={"memory_limit_gib": 0.12})
+    with pytest.raises(FaultError, match="exceeded its memory") as failed:
+        run_group([tight], [{"op": "figures"}], {}, timeout_s=60.0)
+    assert (failed.value.fault.kind, failed.value.fault.lane) == ("memory", "full")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own that holds one checkpoint, and not two."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    answer = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", place], capture_output=True, text=True)
+    if answer.returncode != 0:
+        pytest.skip(f"this host lets nobody mount a small disk: {answer.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_training(
+    tiny_scenario: Scenario, undisturbed: Training, small_disk: Path
+) -> None:
+    """What could not be written leaves nothing behind; with room, it goes on from the last whole checkpoint."""
+    scenario = with_training(tiny_scenario)
+    (small_disk / "ballast").write_bytes(bytes(5 * 2**20 - ROOM))
+    with pytest.raises(WorkerFailedError, match="No space left on device"):
+        train(scenario, fixed(scenario, SAMPLES), small_disk)
+    (path,) = small_disk.glob("train-*")
+    folder = TrainingFolder(path)
+    kept, _ = folder.store(3).newest()
+    assert kept is not None
+    assert not list((path / "checkpoints").glob(".*"))
+    (small_disk / "ballast").unlink()
+    result = resume(path)
+    events = folder.journal.read()
+    assert any(event["event"] == "unsaved" and event["reason"] == "No space left on device" for event in events)
+    assert [event["step"] for event in events if event["event"] == "launch"] == [0, kept.manifest.step]
+    assert same_bytes(result, undisturbed)
+
+
+def command(runs: Path, marker: Path, *words: str) -> subprocess.Popen[str]:
+    """``steelyard train`` as a process of its own; its temporary files go to ``marker``."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "steelyard.runner.cli", "train", *words, "--runs", str(runs)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(marker)},
+    )
+
+
+def training_under_way(process: subprocess.Popen[str], runs: Path, launch: int) -> list[psutil.Process]:
+    """The workers of a driver, once its launch of that number has begun and written a checkpoint."""
+    while process.poll() is None:
+        own = [event for event in events_of(runs) if event.get("attempt", 0) >= launch]
+        found = workers(process.pid)
+        if len(found) == 2 and any(event["event"] == "saved" for event in own):
+            return found
+        time.sleep(0.005)
+    raise AssertionError(process.communicate())
+
+
+def test_a_driver_that_ends_takes_everything_along_and_the_next_one_goes_on(
+    tiny_scenario: Scenario, undisturbed: Training, tmp_path: Path
+) -> None:
+    """SIGTERM: clean at once. SIGKILL, with a worker stopped besides: no process is left, and the next run sweeps."""
+    runs, marker = tmp_path / "runs", tmp_path / "tmp"
+    marker.mkdir()
+    scenario = with_training(tiny_scenario)
+    file = tmp_path / "scenario.json"
+    file.write_text(scenario.model_dump_json(exclude_none=True))
+    with command(runs, marker, str(file), "--policy", "uniform") as process:
+        found = training_under_way(process, runs, 0)
+        assert listening_addresses(found) <= {"127.0.0.1", "[::1]", "[::ffff:127.0.0.1]"}
+        process.terminate()
+        output, _ = process.communicate()
+    assert process.returncode == 130, output
+    assert "--resume" in output
+    assert not psutil.wait_procs(found, timeout=30)[1]
+    assert not list(marker.iterdir())
+    (folder,) = runs.glob("train-*")
+    with command(runs, marker, "--resume", str(folder)) as process:
+        found = training_under_way(process, runs, 1)
+        found[1].suspend()
+        process.kill()
+        process.communicate()
+    assert not psutil.wait_procs(found, timeout=30)[1]
+    assert list(marker.glob("steelyard-*"))
+    with command(runs, marker, "--resume", str(folder)) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert not list(marker.iterdir())
+    newest, _ = TrainingFolder(folder).store(3).newest()
+    assert newest is not None
+    assert newest.manifest.files == last(undisturbed).manifest.files
+    kinds = [event["kind"] for event in TrainingFolder(folder).journal.read() if event["event"] == "fault"]
+    assert kinds == ["driver"]
+
+
+def listening_addresses(found: list[psutil.Process]) -> set[str]:
+    """Addresses at which processes listen, as ``ss`` says."""
+    lines = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    own = [line for line in lines if any(f"pid={each.pid}," in line for each in found)]
+    assert own  # gloo's
+    return {line.split()[3].rpartition(":")[0] for line in own}
