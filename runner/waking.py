@@ -46,7 +46,10 @@ def waking_tasks(sizes: Sequence[int], lanes: int) -> list[Task]:
 
 
 def waking_points(results: Sequence[LaunchResult], rank: int) -> list[WakePoint]:
-    """One lane's table: of every kind of block the median over launches, never falling with the wait."""
+    """One lane's table: of every kind of block the median over launches, never falling with the wait.
+
+    What not every launch shows is noise and counts as none: a table of luck would make every prediction worse.
+    """
     found: dict[int, list[tuple[float, float]]] = {}
     for launch in results:
         plain = plain_s(launch, rank)
@@ -55,10 +58,15 @@ def waking_points(results: Sequence[LaunchResult], rank: int) -> list[WakePoint]
             if size in plain:
                 blocked, work = after_collectives(answer)
                 found.setdefault(task["index"], []).append((blocked, work - plain[size]))
-    middles = sorted((median(b for b, _ in each), median(e for _, e in each)) for each in found.values())
+    middles = sorted((median(b for b, _ in each), _shown([e for _, e in each])) for each in found.values())
     apart = [each for number, each in enumerate(middles) if not number or each[0] - middles[number - 1][0] > LEAST_S]
-    extras = non_decreasing([max(0.0, extra) for _, extra in apart])
+    extras = non_decreasing([extra for _, extra in apart])
     return [WakePoint(blocked_s=blocked, extra_s=extra) for (blocked, _), extra in zip(apart, extras, strict=True)]
+
+
+def _shown(extras: Sequence[float]) -> float:
+    """The median, where every launch shows one."""
+    return median(extras) if min(extras) > 0 else 0.0
 
 
 def plain_s(launch: LaunchResult, rank: int) -> dict[int, float]:

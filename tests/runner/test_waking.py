@@ -62,6 +62,10 @@ def test_a_lane_that_speeds_up_by_sleeping_is_noise() -> None:
     assert all(point.extra_s == 0 for point in waking_points([measured(-0.1)], 0))
 
 
+def test_what_one_launch_does_not_show_is_noise() -> None:
+    assert all(point.extra_s == 0 for point in waking_points([measured(0.1), measured(0.1), measured(-0.1)], 0))
+
+
 def test_a_launch_without_such_blocks_has_no_table() -> None:
     whole = measured(0.1)
     plain = LaunchResult(whole.tasks[: len(SIZES)], [each[: len(SIZES)] for each in whole.answers])
