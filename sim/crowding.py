@@ -44,6 +44,15 @@ class Crowds:
             for each in crossings
         ]
 
+    def route(self, source: str, target: str) -> tuple[int, ...]:
+        """The links that a message crosses; none to itself."""
+        found = self._routes.get((source, target))
+        if found is None:
+            ports = self.network.topology.ports
+            found = () if source == target else self.network.topology.route(ports[source], ports[target])[1]
+            self._routes[source, target] = found
+        return found
+
     def _crossings(self, pipeline: Pipeline) -> dict[Way, Counter[int]]:
         """Of each message, how often it crosses which link."""
         found: dict[Way, Counter[int]] = {}
@@ -51,17 +60,9 @@ class Crowds:
             groups = [pipeline.stages[number].replicas[0].devices for number in (edge.source, edge.target)]
             for backward in (False, True):
                 here, there = groups[::-1] if backward else groups
-                links = Counter(link for pair in paired(here, there) for link in self._route(*pair))
+                links = Counter(link for pair in paired(here, there) for link in self.route(*pair))
                 way = (True, edge.target, edge.source) if backward else (False, edge.source, edge.target)
                 found[way] = links
-        return found
-
-    def _route(self, source: str, target: str) -> tuple[int, ...]:
-        found = self._routes.get((source, target))
-        if found is None:
-            ports = self.network.topology.ports
-            found = () if source == target else self.network.topology.route(ports[source], ports[target])[1]
-            self._routes[source, target] = found
         return found
 
     def _lane(self, links: Counter[int], together: Sequence[int]) -> Lane:
