@@ -14,6 +14,7 @@ from ..sim.view import Policy, View
 from ._base import Range
 from .candidates import Candidates, Rough
 from .cannikin import Cannikin
+from .chunks import interleaved
 from .cuts import CutExact
 from .fleet import Fleet, plan_of
 from .layouts import Layouts
@@ -74,15 +75,18 @@ class Hybrid:
             if found:  # sharding more than needed only adds communication
                 break
         best_s = min((each.step_s for _, each in found), default=math.inf)
-        return found + looked_at(judge, Layouts(foundry, DEEPEST), best_s, REGULAR)
+        found += looked_at(judge, Layouts(foundry, DEEPEST), best_s, max(1, (REGULAR // len(judge.view.devices)) ** 2))
+        return found + _in_chunks(judge, foundry, found)
 
 
 FEW = 64
 """Devices up to which the exact split may leave some out: beyond, it costs more than the rest of the search."""
 FEWEST = 3
 """Devices up to which the exact cut of one pipeline is weighed as well."""
-REGULAR = 256
-"""Layouts of equal pipelines whose layers are cut, to see whether one may be the best."""
+REGULAR = 2048
+"""Layouts of equal pipelines whose layers are cut: the square of this over the number of devices, at most."""
+SPLIT = 4
+"""Plans that are tried with several runs of layers per device."""
 DEEPEST = 16
 """Stages of equal pipelines that are tried."""
 Judged = tuple[Plan, Estimate]
@@ -158,6 +162,14 @@ def _plain_splits(judge: Judge) -> Iterator[Plan]:
             yield plan
 
 
+def _in_chunks(judge: Judge, foundry: Foundry, found: Sequence[Judged]) -> list[Judged]:
+    """The best plans of several stages, interleaved."""
+    deep = [each for each in found if judge.allows(each[1]) and len(each[0].pipelines[0].stages) > 1]
+    best = sorted(deep, key=lambda each: judge.order(each[1]))[:SPLIT]
+    plans = [plan for deep_plan, _ in best for plan in interleaved(foundry, deep_plan) if judge.fits(plan)]
+    return [(plan, judge.estimator.of(plan)) for plan in plans]
+
+
 def _leading(judge: Judge, rough: Iterable[Rough], count: int) -> Iterator[Fleet]:
     """The best fleets by their rough estimates."""
     ranked = sorted(rough, key=judge.roughly)
@@ -218,7 +230,7 @@ def looked_at(judge: Judge, layouts: Layouts, best_s: float = math.inf, most: in
     best_s, seen = best_s if prunes else math.inf, list[Judged]()
     for layout in layouts.within(best_s, most):
         if layout.least_s >= best_s:
-            break
+            continue
         plan = layout.plan()
         if judge.fits(plan):
             seen.append((plan, judge.estimator.of(plan)))

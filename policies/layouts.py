@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from ..sim.crowding import Crowds
 from ..sim.plan import Pipeline, Plan, micro_batches
@@ -51,22 +52,31 @@ class Placement:
         return count * slowest + max(away, 0.0)
 
     @cached_property
-    def per_byte_s(self) -> list[float]:
-        """Between neighbouring stages, the seconds that each byte of a message takes, there and back, in the crowd."""
-        return [self._between(Crowds(self.foundry.network, self.foundry.workload), stage) for stage in self._cuts]
+    def per_byte_s(self) -> tuple[list[float], list[float]]:
+        """Between neighbouring stages, the seconds that each byte of a message takes, there and back.
 
-    @property
-    def _cuts(self) -> range:
-        return range(len(self.seats) - 1)
+        Beside the same messages of the other pipelines; and beside half of the messages between other stages too.
+        """
+        crowds = Crowds(self.foundry.network, self.foundry.workload)
+        ways = [way for stage in range(len(self.seats) - 1) for way in self._between(crowds, stage)]
+        every: Counter[int] = Counter()
+        for way in ways:
+            every.update(way)
+        capacities = crowds.network.capacities
+        own = [max((n / capacities[link] for link, n in way.items()), default=0.0) for way in ways]
+        more = [max(((n + every[link]) / 2 / capacities[link] for link, n in way.items()), default=0.0) for way in ways]
+        return [sum(own[at : at + 2]) for at in range(0, len(own), 2)], [
+            sum(more[at : at + 2]) for at in range(0, len(more), 2)
+        ]
 
-    def _between(self, crowds: Crowds, stage: int) -> float:
-        ways: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+    def _between(self, crowds: Crowds, stage: int) -> tuple[Counter[int], Counter[int]]:
+        """What the messages from a stage to the next cross, and those back."""
+        there, back = Counter[int](), Counter[int]()
         for row in self.rows:
             for source, target in zip(row[stage], row[stage + 1], strict=True):
-                ways[0].update(crowds.route(source, target))
-                ways[1].update(crowds.route(target, source))
-        capacities = crowds.network.capacities
-        return sum(max((n / capacities[link] for link, n in way.items()), default=0.0) for way in ways)
+                there.update(crowds.route(source, target))
+                back.update(crowds.route(target, source))
+        return there, back
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,25 +87,50 @@ class Layout:
     shape: Shape
 
     @cached_property
-    def least_s(self) -> float:
-        """No step is shorter, by the formulas' figures: the slowest stage's work, or what waits for messages.
+    def times_s(self) -> list[float]:
+        """Of each stage, forward and backward, for a micro-batch."""
+        return self.placement.foundry.stage_seconds(self.shape.stages, self.shape.micro_batch)
 
-        With 1F1B the last k of p stages have at most k micro-batches in flight, so of n each k-th begins after the
-        one k before it was there and back: (floor((n - 1) / k) + 1) x (work of these stages, and messages both ways).
+    def _pace_s(self, per_byte: Sequence[float]) -> tuple[float, float]:
+        """Of a micro-batch: seconds through all stages and back, and the least time from one to the next.
+
+        With 1F1B the forward pass of a stage follows the backward pass of the micro-batch that the stage k further on
+        did after the one k + 1 before: so k + 1 neighbouring stages and what they send each other take k + 1 turns.
         """
-        foundry, size = self.placement.foundry, self.shape.micro_batch
-        times = foundry.stage_seconds(self.shape.stages, size)
-        count = self.placement.samples / size
-        least, around = count * max(times), times[-1]
-        if len(foundry.kinds) > 1:
+        foundry = self.placement.foundry
+        part = self.shape.micro_batch * foundry.workload.element_bytes / self.shape.stages[0].seat.degree
+        sent = [
+            part * foundry.crossing[held.first] * way for held, way in zip(self.shape.stages[1:], per_byte, strict=True)
+        ]
+        sums = [0.0, *accumulate(work + way for work, way in zip(self.times_s, [*sent, 0.0], strict=True))]
+        stages = range(len(self.times_s))
+        pace = max(
+            (sums[e + 1] - sums[s] - (sent[e] if e < len(sent) else 0.0)) / (e - s + 1)
+            for s in stages
+            for e in stages[s:]
+        )
+        return sums[-1], pace
+
+    @cached_property
+    def least_s(self) -> float:
+        """No step is shorter, by the formulas' figures, as long as more samples take no less time.
+
+        The slowest stage's work; where all devices are alike also the first micro-batch there and back, and those after
+        it that are neither among the first nor among the last as many as there are stages, at the pace of what binds.
+        """
+        count = self.placement.samples / self.shape.micro_batch
+        least = count * max(self.times_s)
+        if len(self.placement.foundry.kinds) > 1:
             return least
-        part = size * foundry.workload.element_bytes / self.shape.stages[0].seat.degree
-        ways = self.placement.per_byte_s
-        for held, way in zip(range(2, len(times) + 1), reversed(ways), strict=True):
-            there = part * foundry.crossing[self.shape.stages[1 - held].first]
-            around += times[-held] + there * way
-            least = max(least, ((int(count) - 1) // held + 1) * around)
-        return least
+        through, pace = self._pace_s(self.placement.per_byte_s[0])
+        return max(least, through * min(1.0, count) + max(count - 1 - len(self.times_s), 0.0) * pace)
+
+    @cached_property
+    def about_s(self) -> float:
+        """What a step may take: the first micro-batch there and back, the others at the pace of what binds."""
+        count = self.placement.samples / self.shape.micro_batch
+        through, pace = self._pace_s(self.placement.per_byte_s[1])
+        return through + max(count - 1, 0.0) * pace
 
     def plan(self) -> Plan:
         """The first pipelines get the samples that are left over."""
@@ -121,7 +156,7 @@ class Layouts:
         self._shapes: dict[tuple[tuple[Seat, ...], int], Shape | None] = {}
 
     def within(self, most_s: float, most: int = 0) -> Iterator[Layout]:
-        """Layouts whose bounds are below a step time, the least bound first.
+        """Layouts whose bounds are below a step time; those first that seem to be the quickest.
 
         Args:
             most_s: of the bounds.
@@ -135,7 +170,7 @@ class Layouts:
         ranked = sorted((each for each in floors if each[0] < most_s), key=lambda each: each[:3])
         cut = [(placement, self._shape(placement.seats, size)) for *_, size, placement in ranked[: most or None]]
         found = [Layout(placement, shape) for placement, shape in cut if shape is not None]
-        yield from sorted((each for each in found if each.least_s < most_s), key=lambda each: each.least_s)
+        yield from sorted((each for each in found if each.least_s < most_s), key=lambda each: each.about_s)
 
     def _sizes(self, placement: Placement) -> Iterator[int]:
         """Micro-batches of which a layer fits, up to a pipeline's share of the batch."""
