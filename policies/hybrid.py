@@ -14,11 +14,13 @@ from ..sim.view import Policy, View
 from ._base import Range
 from .candidates import Candidates, Rough
 from .cannikin import Cannikin
+from .cephalo import Cephalo
 from .chunks import interleaved
 from .cuts import CutExact
 from .fleet import Fleet, plan_of
 from .layouts import Layouts
 from .makespan import Makespan
+from .poplar import Poplar
 from .shapes import Foundry
 
 
@@ -150,7 +152,7 @@ def _plain_splits(judge: Judge) -> Iterator[Plan]:
     few = len(judge.view.devices) <= FEW
     simple: list[Policy] = [Makespan(leave_out=few)]
     if few:
-        simple.append(Cannikin())
+        simple += [Cannikin(), Poplar(), Cephalo()]
     if len(judge.view.devices) <= FEWEST:
         simple.append(CutExact())
     for policy in simple:
