@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from ..sim.plan import Pipeline, Plan, Stage
+from ..sim.plan import Plan, Stage
+from ..sim.roofline import Recompute
 from .grid import equal_cuts
-from .shapes import Foundry, Seat
+from .shapes import RECOMPUTE, Foundry, Seat
 
 CHUNKS = (2, 3, 4, 6, 8)
 """Runs of layers per device that are tried."""
+PARTS = 8
+STEPS: tuple[tuple[Recompute, int], ...] = (
+    ("none", 0),
+    *(("selective", part) for part in range(1, PARTS + 1)),
+    *(("full", part) for part in range(1, PARTS + 1)),
+)
+"""What the first devices recompute at least, and how many eighths of the devices these are: the least first."""
 TICKS = 1e6
 """Parts into which the time of a layer is cut, since the cuts are made by whole numbers."""
 
 
-def interleaved(foundry: Foundry, plan: Plan) -> Iterator[Plan]:
-    """The plan with interleaved 1F1B (Narayanan et al. 2021) for all numbers of chunks that its layers allow.
+def interleaved(foundry: Foundry, plan: Plan, fits: Callable[[Plan], bool]) -> Iterator[Plan]:
+    """The plan with interleaved 1F1B (Narayanan et al. 2021) for all numbers of chunks with which it fits.
 
-    For pipelines of like devices whose micro-batches come in whole rounds. The layers are cut anew, by time.
+    For pipelines of like devices whose micro-batches come in whole rounds. The layers are cut anew, by time. More
+    micro-batches are in flight than without chunks, most on the first devices: these recompute more, as many as must.
+
+    Args:
+        foundry: knows layers and devices.
+        plan: of several stages, 1F1B.
+        fits: whether a plan is valid.
     """
     depths = {len(pipeline.stages) for pipeline in plan.pipelines}
     depth = max(depths)
@@ -28,8 +42,8 @@ def interleaved(foundry: Foundry, plan: Plan) -> Iterator[Plan]:
     for chunks in CHUNKS:
         if depth * chunks <= foundry.layers:
             bounds = equal_cuts(_ticks(foundry, plan), depth * chunks)
-            pipelines = [_dealt(pipeline, bounds) for pipeline in plan.pipelines]
-            yield plan.model_copy(update={"pipelines": pipelines, "schedule": "interleaved"})
+            dealt = (_dealt(plan, bounds, more, depth * part // PARTS) for more, part in STEPS)
+            yield from itertools.islice(filter(fits, dealt), 1)
 
 
 def _ticks(foundry: Foundry, plan: Plan) -> list[int]:
@@ -41,10 +55,15 @@ def _ticks(foundry: Foundry, plan: Plan) -> list[int]:
     return [max(1, round(each / max(times) * TICKS)) for each in times]
 
 
-def _dealt(pipeline: Pipeline, bounds: list[int]) -> Pipeline:
-    """Runs of layers dealt round the pipeline's devices, each as much recomputed as its device's stage was."""
-    stages: list[Stage] = []
-    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
-        held = pipeline.stages[number % len(pipeline.stages)]
-        stages.append(held.model_copy(update={"first": first, "last": last}))
-    return pipeline.model_copy(update={"stages": stages})
+def _dealt(plan: Plan, bounds: Sequence[int], more: Recompute, first: int) -> Plan:
+    """Runs of layers dealt round each pipeline's devices, recomputed as before, or on the first devices more."""
+    pipelines = []
+    for pipeline in plan.pipelines:
+        stages: list[Stage] = []
+        for number, (begin, end) in enumerate(itertools.pairwise(bounds)):
+            place = number % len(pipeline.stages)
+            held = pipeline.stages[place]
+            way = max(held.recompute, more, key=RECOMPUTE.index) if place < first else held.recompute
+            stages.append(held.model_copy(update={"first": begin, "last": end, "recompute": way}))
+        pipelines.append(pipeline.model_copy(update={"stages": stages}))
+    return plan.model_copy(update={"pipelines": pipelines, "schedule": "interleaved"})

@@ -168,7 +168,7 @@ def _in_chunks(judge: Judge, foundry: Foundry, found: Sequence[Judged]) -> list[
     """The best plans of several stages, interleaved."""
     deep = [each for each in found if judge.allows(each[1]) and len(each[0].pipelines[0].stages) > 1]
     best = sorted(deep, key=lambda each: judge.order(each[1]))[:SPLIT]
-    plans = [plan for deep_plan, _ in best for plan in interleaved(foundry, deep_plan) if judge.fits(plan)]
+    plans = [plan for flat, _ in best for plan in interleaved(foundry, flat, judge.fits)]
     return [(plan, judge.estimator.of(plan)) for plan in plans]
 
 
