@@ -172,12 +172,16 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
                 _merge(self.parts[source], self.parts[target])
         self._name_parts()
         self._assign_parameters(model)
-        left = [index for index, part in enumerate(self.parts) if self._merged[index] == index and part.counts]
+        left = self.kept_parts()
         for before, index in zip([None, *left], left, strict=False):
             sources = {self._merged[each] for each in self.parts[index].feeding}.intersection(left) - {index}
             if sources and sources != {before}:
                 self.parts[index].inputs = [self.parts[each].name for each in sorted(sources)]
         return [self.parts[index] for index in left]
+
+    def kept_parts(self) -> list[int]:
+        """Numbers of the parts that are layers: something ran in them, and they were not merged into another."""
+        return [index for index, part in enumerate(self.parts) if self._merged[index] == index and part.counts]
 
     def _count_operator(self, packet: Any, args: Any, kwargs: Any, inputs: list[Tensor], out: Any) -> None:
         outputs = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
@@ -265,7 +269,7 @@ def measure(
     """
     division.mark((each for each in inputs.values() if each.is_floating_point()), Kind.WHOLE)
     meter = Meter(model, division)
-    with _hooked(model, meter), counting(meter), torch.autograd.graph.saved_tensors_hooks(meter.keep, _same):
+    with hooked(model, meter), counting(meter), torch.autograd.graph.saved_tensors_hooks(meter.keep, _same):
         with meter:
             output = model(**inputs)
             value = loss(output)
@@ -300,7 +304,8 @@ def encoders(lists: Iterable[str]) -> set[str]:
 
 
 @contextmanager
-def _hooked(model: nn.Module, meter: Meter) -> Iterator[None]:
+def hooked(model: nn.Module, meter: Meter) -> Iterator[None]:
+    """Tell a meter where the parts of a model begin and end."""
     modules = dict(model.named_modules())
     handles = []
     found = blocks(model)

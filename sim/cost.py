@@ -266,7 +266,8 @@ def _from_layers(device: Device, workload: Workload, profile: LayerProfile, part
         backward_s *= guess.backward.at(samples) / near.backward.at(samples)
     forward_s, backward_s = forward_s * device.slowdown, backward_s * device.slowdown
     holds = profile.tensor_collectives and degree > 1
-    return StageTime(forward_s, backward_s, forward_s + backward_s if guessed else 0.0, "profiled", holds)
+    unsure_s = (forward_s + backward_s) * (1.0 if guessed else profile.guessed_share)
+    return StageTime(forward_s, backward_s, unsure_s, profile.fidelity, holds)
 
 
 def _nearest_degree(profile: LayerProfile, degree: int) -> int:
@@ -298,7 +299,7 @@ def _summed_cost(device: Device, workload: Workload) -> DeviceCost:
     times = [stage_time(device, workload, 0, last, size) for size in sizes]
     return DeviceCost(
         device=device.name,
-        fidelity="profiled",
+        fidelity=times[0].fidelity,
         forward=Curve(sizes, tuple(each.forward_s for each in times)),
         backward=Curve(sizes, tuple(each.backward_s for each in times)),
         optimizer_s=update_s(device, workload, 0, last),

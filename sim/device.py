@@ -125,6 +125,13 @@ class LayerProfile(Spec):
     points: Annotated[list[LayerPoint], Field(min_length=1, max_length=10_000)]
     tensor_collectives: bool = True
     """Whether the times hold the collectives of the tensor-parallel group."""
+    fidelity: Literal["profiled", "calibrated"] = "profiled"
+    """Whether the model ran, or its times were put together from those of its operators (see :mod:`.operators`)."""
+    guessed_share: Share = 0.0
+    """Of calibrated times, the share of operators whose kind or size was not measured."""
+    step_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
+    launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
+    """measured / fitted - 1 of whole launches, or of other models' passes where this one never ran."""
     source: str = ""
 
     @model_validator(mode="after")
@@ -357,6 +364,8 @@ class Cluster(Spec):
     collectives: list[CollectiveTable] = Field(default_factory=list)
     fingerprint: Facts = Field(default_factory=dict)
     """The hardware and software that measured tables belong to; empty for a cluster from the catalog."""
+    fitted_from: Annotated[list[Name], Field(max_length=100_000)] = Field(default_factory=list)
+    """Ids of the measured runs that the tables were refined by: they cannot judge what these tables predict."""
 
     @cached_property
     def devices(self) -> tuple[Device, ...]:

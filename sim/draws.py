@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from . import noise, variation
-from .device import CollectiveTable, Profile
+from .device import CollectiveTable, LayerProfile, Profile
 from .network import network_of
 from .plan import Plan
 from .program import Program
@@ -20,8 +20,8 @@ def noisy(scenario: Scenario, plan: Plan) -> bool:
     if given.step_cv or given.device_cv or given.network_cv or (given.straggler_share and given.straggler_slowdown > 1):
         return True
     names = {name for pipeline in plan.pipelines for name in pipeline.devices}
-    measured: list[Profile | CollectiveTable | None] = [
-        device.profile for device in scenario.cluster.devices if device.name in names
+    measured: list[Profile | LayerProfile | CollectiveTable | None] = [
+        device.profile or device.layer_profile for device in scenario.cluster.devices if device.name in names
     ]
     measured.append(network_of(scenario.cluster).measured("all_reduce", sorted(names)))
     return any(any(each.step_residuals + each.launch_residuals) for each in measured if each is not None)
@@ -61,9 +61,10 @@ def draw_noise(scenario: Scenario, program: Program, *, steps: int, launches: in
 
 def _device_factors(scenario: Scenario, name: str, *, launches: int, draws: int, seed: int) -> list[list[float]] | None:
     """Per launch, the factors on a device's pieces of work; None where it has no noise."""
-    profile, given = scenario.cluster.by_name[name].profile, scenario.variation
-    residuals = tuple(profile.step_residuals) if profile else ()
-    offsets = tuple(profile.launch_residuals) if profile else ()
+    device, given = scenario.cluster.by_name[name], scenario.variation
+    source = device.profile or device.layer_profile
+    residuals = tuple(source.step_residuals) if source else ()
+    offsets = tuple(source.launch_residuals) if source else ()
     stragglers = given.straggler_share > 0 and given.straggler_slowdown > 1
     if not any(residuals) and not any(offsets) and not given.step_cv and not given.device_cv and not stragglers:
         return None

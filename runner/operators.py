@@ -1,0 +1,308 @@
+"""calibrate_operators(): time single operators on this host's lanes, for predictions of models that never ran on them.
+
+The grids are the same for every model and are fixed here; the passes that the framework's surplus is fitted to are of
+small models with sizes of their own. Nothing of a scenario's model or plans enters, but its dtype and its lanes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from ..results.errors import InputError
+from ..results.store import write_text
+from ..sim.checking import validate
+from ..sim.operators import LayerCalls, OperatorGrid, OperatorTable, Surplus, estimate
+from ..sim.spec import parse_file
+from ..sim.workload import Facts, Spec
+from .calibrate import Report
+from .devices import NamedLane, fingerprint
+from .launch import LaunchResult, Task, require_torch, run_group
+
+MOST_FLOPS = 0.4e9
+"""Larger operators are not measured: they reach the rate of the largest that are."""
+MOST_ELEMENTS = 2**21
+WIDTHS = (16, 64, 192, 512, 1280)
+FLAT = (64, 1024, 8192, 65536, 262144, 2**20, 2**21)
+SECONDS = 40.0
+"""What measuring takes, about; the slowest lane decides."""
+TIMEOUT_S = 60.0
+STEPS = 9
+
+PRODUCTS = ("mm nn", "mm nt", "mm tn", "addmm nn", "addmm nt")
+ROWWISE = ("layer_norm", "layer_norm backward", "softmax", "softmax backward", "mean", "sum rows")
+FLAT_KINDS = (
+    "add", "add_", "add scalar", "mul", "mul scalar", "div", "pow", "rsqrt", "cos", "tanh", "tanh_backward", "gelu",
+    "gelu_backward", "silu", "silu_backward", "clone", "clone strided", "fill", "where", "cat",
+)  # fmt: skip
+OPTIMIZERS = ("sgd", "momentum", "adamw")
+
+VOCABULARY, LABELS = 509, 3
+REFERENCES: tuple[tuple[dict[str, Any], int, int], ...] = (
+    ({"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}, 1, 8),
+    ({"model_type": "bert", "hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 320}, 7, 24),
+    ({"model_type": "bert", "hidden_size": 320, "num_attention_heads": 5, "intermediate_size": 1200}, 9, 40),
+    ({"model_type": "gpt2", "n_embd": 80, "n_head": 5}, 3, 20),
+    ({"model_type": "gpt2", "n_embd": 240, "n_head": 6}, 10, 44),
+    ({"model_type": "llama", "hidden_size": 112, "num_attention_heads": 7, "intermediate_size": 304}, 5, 18),
+    ({"model_type": "llama", "hidden_size": 288, "num_attention_heads": 9, "intermediate_size": 800}, 6, 52),
+)
+"""Small models (configuration, samples, tokens) that the surplus of a pass is fitted to; two layers each."""
+DEPTH = {"bert": "num_hidden_layers", "gpt2": "n_layer", "llama": "num_hidden_layers"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The points of one kind of operator that are measured."""
+
+    kind: str
+    axes: tuple[tuple[int, ...], ...]
+    powers: tuple[int, ...]
+    scale: float = 0.0
+    """FLOPs per unit of work; 0: work counts elements."""
+
+    @property
+    def points(self) -> list[tuple[int, ...]]:
+        """All points, the last axis fastest."""
+        return list(itertools.product(*self.axes))
+
+    def measured(self, point: Sequence[int]) -> bool:
+        """Whether a point is small enough to be measured."""
+        work: int = math.prod(size**power for size, power in zip(point, self.powers, strict=True))
+        return self.scale * work <= MOST_FLOPS if self.scale else work <= MOST_ELEMENTS
+
+
+def grids() -> list[Grid]:
+    """Everything that is measured: sizes that rise about fourfold, whatever the model."""
+    optimizers = ((4, 32, 128), (2**13, 2**16, 2**19, 2**21))
+    return [
+        *(Grid(kind, ((4, 32, 192, 1024, 4096), WIDTHS, WIDTHS), (1, 1, 1), 2.0) for kind in PRODUCTS),
+        Grid("bmm", ((2, 16, 128), (16, 64, 256), (16, 64, 256), (16, 64, 256)), (1, 1, 1, 1), 2.0),
+        Grid("attention", ((2, 16, 128), (8, 32, 128, 384), (16, 32, 64, 128)), (1, 2, 1), 4.0),
+        Grid("attention backward", ((2, 16, 128), (8, 32, 128, 384), (16, 32, 64, 128)), (1, 2, 1), 8.0),
+        *(Grid(kind, ((8, 64, 512, 4096), (8, 64, 256, 1024)), (1, 1)) for kind in ROWWISE),
+        *(
+            Grid(kind, ((8, 64, 512, 4096), (16, 64, 256, 1024)), (1, 1))
+            for kind in ("embedding", "embedding backward")
+        ),
+        *(Grid(kind, (FLAT,), (1,)) for kind in FLAT_KINDS),
+        Grid("view", ((64, 128),), (1,)),
+        *(Grid(f"optimizer {name}", optimizers, (0, 1)) for name in OPTIMIZERS),
+    ]
+
+
+class OperatorFile(Spec):
+    """Tables of operators on disk: what was measured of each lane, and on which hardware."""
+
+    schema_version: int
+    created_utc: str = ""
+    fingerprint: Facts
+    tables: dict[str, OperatorTable] = Field(min_length=1)
+
+
+def calibrate_operators(
+    lanes: Sequence[NamedLane],
+    path: Path,
+    *,
+    dtype: str = "fp32",
+    force: bool = False,
+    again: bool = False,
+    report: Report = lambda line: None,
+) -> dict[str, OperatorTable]:
+    """The tables of some lanes: read where they were measured on this host before, else measured, all lanes at once.
+
+    Args:
+        lanes: of the scenario's cluster.
+        path: of the file of tables.
+        dtype: of the operators.
+        force: use tables of another machine.
+        again: measure although there is a file.
+        report: gets lines for people.
+
+    Raises:
+        InputError: torch is not installed, or the file is damaged or of another machine.
+        WorkerFailedError: a lane died while it was measured.
+    """
+    if path.is_file() and not again:
+        found = read_tables(path, force=force)
+        if set(found) == {lane.name for lane in lanes}:
+            return found
+    require_torch()
+    report(
+        f"timing {sum(len(_small(grid)) for grid in grids())} operators on {len(lanes)} lanes: about {SECONDS:.0f} s"
+    )
+    tables = measure_tables(lanes, dtype)
+    write_tables(path, tables)
+    return tables
+
+
+def measure_tables(lanes: Sequence[NamedLane], dtype: str) -> dict[str, OperatorTable]:
+    """Measure the tables of some lanes in one launch."""
+    tasks = operator_tasks(dtype)
+    launch = run_group(lanes, tasks, {}, timeout_s=TIMEOUT_S)
+    captured = [reference_calls(*each) for each in REFERENCES]
+    return {lane.name: build_table(launch, rank, lane.repeat, dtype, captured) for rank, lane in enumerate(lanes)}
+
+
+def operator_tasks(dtype: str) -> list[Task]:
+    """One task per grid, then one per small model."""
+    timed: list[Task] = [
+        {
+            "op": "operators",
+            "dtype": dtype,
+            "points": [{"kind": grid.kind, "sizes": list(point)} for point in _small(grid)],
+        }
+        for grid in grids()
+    ]
+    return timed + [
+        {
+            "op": "reference",
+            "model": reference_config(config),
+            "labels": LABELS,
+            "vocabulary": VOCABULARY,
+            "samples": samples,
+            "tokens": tokens,
+            "steps": STEPS,
+        }
+        for config, samples, tokens in REFERENCES
+    ]
+
+
+def reference_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A small model's whole configuration: two layers, a small vocabulary."""
+    special = {"bos_token_id": 1, "eos_token_id": 2} if config["model_type"] != "bert" else {}
+    return {**config, **special, "vocab_size": VOCABULARY, "num_labels": LABELS, DEPTH[config["model_type"]]: 2}
+
+
+def reference_calls(config: Mapping[str, Any], samples: int, tokens: int) -> list[LayerCalls]:
+    """The kernels of a small model's pass."""
+    from .capture import capture_config
+
+    return capture_config(reference_config(config), [samples], tokens)[samples]
+
+
+def build_table(
+    launch: LaunchResult, rank: int, repeat: int, dtype: str, captured: Sequence[Sequence[LayerCalls]]
+) -> OperatorTable:
+    """One lane's table from what its worker measured; a lane that repeats its passes takes so many times as long."""
+    measured = [
+        _grid(grid, answer["seconds"]) for grid, (_, answer) in zip(grids(), launch.of("operators", rank), strict=True)
+    ]
+    bare = OperatorTable(dtype=dtype, grids=measured)  # type: ignore[arg-type]  # pydantic checks the name
+    passes = [answer for _, answer in launch.of("reference", rank)]
+    forward = [_Row.of(bare, [layer.forward for layer in each]) for each in captured]
+    backward = [_Row.of(bare, [layer.backward for layer in each]) for each in captured]
+    seconds_f, seconds_b = [each["forward_s"] for each in passes], [each["backward_s"] for each in passes]
+    residuals = [
+        (m_f + m_b) / (f + b) - 1
+        for m_f, m_b, f, b in zip(
+            seconds_f, seconds_b, left_out(forward, seconds_f), left_out(backward, seconds_b), strict=True
+        )
+    ]
+    return bare.model_copy(
+        update={
+            "forward": _repeated(fit_surplus(forward, seconds_f), repeat),
+            "backward": _repeated(fit_surplus(backward, seconds_b), repeat),
+            "residuals": residuals,
+        }
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a pass is made of: so many calls, and the sum of their kernels' times."""
+
+    calls: int
+    seconds: float
+
+    @classmethod
+    def of(cls, table: OperatorTable, layers: Sequence[Any]) -> _Row:
+        found = estimate(table, itertools.chain.from_iterable(layers))
+        return cls(found.calls, found.seconds)
+
+
+def fit_surplus(rows: Sequence[_Row], seconds: Sequence[float]) -> Surplus:
+    """Seconds a call and a factor on the kernels that come closest to measured passes, in relative least squares."""
+    import numpy as np
+    from scipy.optimize import nnls
+
+    measured = np.asarray(seconds)
+    matrix = np.array([[row.calls, row.seconds] for row in rows]) / measured[:, None]
+    (call_s, factor), _ = nnls(matrix, np.ones(len(rows)))
+    return Surplus(call_s=float(call_s), factor=max(float(factor), 1e-3))
+
+
+def left_out(rows: Sequence[_Row], seconds: Sequence[float]) -> list[float]:
+    """Each pass as predicted by the surplus that is fitted to the others."""
+    found = []
+    for out, row in enumerate(rows):
+        fit = fit_surplus([*rows[:out], *rows[out + 1 :]], [*seconds[:out], *seconds[out + 1 :]])
+        found.append(fit.call_s * row.calls + fit.factor * row.seconds)
+    return found
+
+
+def tables_path(runs: Path, lanes: Sequence[NamedLane], dtype: str) -> Path:
+    """Where the tables of some lanes lie."""
+    from ..results.record import digest
+
+    return (
+        runs / "calibrations" / f"operators-{digest([lane.model_dump(mode='json') for lane in lanes])[:8]}-{dtype}.toml"
+    )
+
+
+def write_tables(path: Path, tables: Mapping[str, OperatorTable]) -> None:
+    """Write tables with the fingerprint of the hardware that they belong to."""
+    import tomli_w
+
+    document = {
+        "schema_version": 1,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fingerprint": fingerprint(),
+        "tables": {name: table.model_dump(mode="json") for name, table in tables.items()},
+    }
+    write_text(path, tomli_w.dumps(document))
+
+
+def read_tables(path: Path, *, force: bool = False) -> dict[str, OperatorTable]:
+    """Read tables back.
+
+    Raises:
+        InputError: damaged, of another version, or of another machine (unless ``force``).
+    """
+    document = parse_file(path)
+    mend = "run `steelyard calibrate --operators --again`"
+    if document.get("schema_version") != 1:
+        raise InputError(str(path), "is not a table of operators of this version", mend)
+    found = validate(OperatorFile, document, str(path), prefix=f"{path}: ")
+    here = fingerprint()
+    differing = sorted(key for key in here if here[key] != found.fingerprint.get(key))
+    if differing and not force:
+        key = differing[0]
+        what = f"{key} is {here[key]!r} here, {found.fingerprint.get(key)!r} there"
+        raise InputError(str(path), f"was measured on another machine: {what}", mend)
+    return found.tables
+
+
+def _small(grid: Grid) -> list[tuple[int, ...]]:
+    return [point for point in grid.points if grid.measured(point)]
+
+
+def _grid(grid: Grid, seconds: Sequence[float]) -> OperatorGrid:
+    rest = iter(seconds)
+    return OperatorGrid(
+        kind=grid.kind,
+        axes=[[float(size) for size in axis] for axis in grid.axes],
+        powers=list(grid.powers),
+        seconds=[next(rest) if grid.measured(point) else 0.0 for point in grid.points],
+    )
+
+
+def _repeated(surplus: Surplus, repeat: int) -> Surplus:
+    return Surplus(call_s=repeat * surplus.call_s, factor=repeat * surplus.factor)
