@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from pydantic import Field
 
 from ..results.errors import InputError
 from ..results.record import digest
@@ -17,7 +19,7 @@ from ..sim.checking import validate
 from ..sim.device import Cluster, CollectivePoint, CollectiveTable, Device, Lane, Profile, ProfilePoint
 from ..sim.noise import stream
 from ..sim.spec import Calibrating, Replay, Training, expand, inside, parse_file, shipped_names
-from ..sim.workload import Name, NonNegative, Spec, Workload
+from ..sim.workload import Facts, Name, NonNegative, Spec, Workload
 from .data import training_data
 from .declared import LaneFile, declared, lanes_from
 from .devices import NamedLane, Offer, default_lanes, fingerprint
@@ -56,6 +58,8 @@ class Calibration:
     reused: bool
     contended_percent: float
     """Share of the compute segments that something else on the host disturbed."""
+    feedback: dict[str, Any] = field(default_factory=dict)
+    """Of refined tables: their base's digest, the runs with their digests, the factors, the held-out errors."""
 
 
 class CalibrationFile(Spec):
@@ -65,6 +69,7 @@ class CalibrationFile(Spec):
     workload: Name
     created_utc: str = ""
     contended_percent: NonNegative = 0.0
+    feedback: Facts = Field(default_factory=dict)
     cluster: Cluster
 
 
@@ -155,6 +160,24 @@ def measure(
     )
     write_calibration(calibration)
     return calibration
+
+
+def scenario_lanes(document: dict[str, Any], folder: Path | None, runs: Path, report: Report) -> list[NamedLane]:
+    """The lanes of a scenario: those of its calibration where there is one, else what this host offers.
+
+    Raises:
+        InputError: the scenario is not of lanes.
+    """
+    cluster = document.get("cluster")
+    if not isinstance(cluster, dict) or "lanes" not in cluster:
+        raise InputError("cluster.lanes", "is missing: there is nothing to measure", 'use [cluster] lanes = "auto"')
+    path = calibration_path(document, folder, runs, workload_of(document, folder))
+    if path.is_file():
+        devices = read_calibration(path).cluster.devices
+        return [NamedLane(**each.lane.model_dump(), name=each.name) for each in devices if each.lane is not None]
+    report(f"looking for lanes: each is verified and measured, about {PROBE_LANES_S:.0f} s")
+    by_hand = declared(document, folder)
+    return default_lanes(lanes_from(by_hand[1], "cluster.") if by_hand is not None else ())[0]
 
 
 def calibration_sizes(workload: Workload, lanes: int) -> list[int]:
@@ -305,6 +328,7 @@ def write_calibration(calibration: Calibration) -> None:
         "workload": calibration.workload,
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "contended_percent": calibration.contended_percent,
+        "feedback": calibration.feedback,
         "cluster": calibration.cluster.model_dump(mode="json", exclude_none=True),
     }
     write_text(calibration.path, tomli_w.dumps(document))
@@ -326,7 +350,26 @@ def read_calibration(path: Path) -> Calibration:
         path=path,
         reused=True,
         contended_percent=found.contended_percent,
+        feedback=found.feedback,
     )
+
+
+def refined_path(path: Path) -> Path:
+    """Where tables lie that were refined by measured runs: beside those they were made from."""
+    return path.with_suffix(".refined.toml")
+
+
+def latest_calibration(path: Path) -> Calibration:
+    """The tables at a path, or the refined ones beside them if these were made from the very tables at the path.
+
+    Raises:
+        InputError: a file is missing, damaged, or of another version.
+    """
+    base = read_calibration(path)
+    if not refined_path(path).is_file():
+        return base
+    refined = read_calibration(refined_path(path))
+    return refined if refined.feedback.get("base") == digest(base.cluster.model_dump(mode="json")) else base
 
 
 def check_workload(calibration: Calibration, workload: Workload) -> None:
@@ -391,8 +434,10 @@ def resolver(runs: Path, *, force: bool = False, notes: list[str] | None = None)
             raise InputError(
                 "cluster.lanes", "the lanes of this host are not calibrated", "run `steelyard calibrate` first"
             )
-        found = read_calibration(path)
+        found = latest_calibration(path)
         check_workload(found, workload)
+        if notes is not None and found.feedback:
+            notes.append(f"calibration refined by {len(found.cluster.fitted_from)} measured runs")
         if notes is not None:
             notes.extend(check_fingerprint(found, force))
         else:

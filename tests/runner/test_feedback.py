@@ -1,0 +1,175 @@
+"""Feedback: runs of lanes that are slower than their tables teach the tables so; nobody judges by what it taught."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from steelyard.results.compare import compare
+from steelyard.results.errors import InputError
+from steelyard.results.record import Run
+from steelyard.runner.calibrate import (
+    Calibration,
+    latest_calibration,
+    read_calibration,
+    refined_path,
+    write_calibration,
+)
+from steelyard.runner.feedback import refine
+from steelyard.sim.engine import simulate
+from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
+from steelyard.sim.residuals import Key
+from steelyard.sim.spec import Scenario
+from steelyard.sim.view import Fixed
+
+TRUE_FACTOR = 1.12
+SPLITS = ((30, 0), (22, 8), (19, 11), (16, 14), (25, 5))
+
+
+@pytest.fixture(scope="module")
+def quiet(tiny_scenario: Scenario) -> Scenario:
+    """The tiny scenario with five simulated launches that differ by half a percent."""
+    (node,) = tiny_scenario.cluster.nodes
+    spread = [-0.006, -0.004, -0.002, 0.0, 0.002, 0.004, 0.006]
+    devices = []
+    for device in node.devices:
+        assert device.profile is not None
+        profile = device.profile.model_copy(update={"step_residuals": [0.0], "launch_residuals": spread})
+        devices.append(device.model_copy(update={"profile": profile}))
+    cluster = tiny_scenario.cluster.model_copy(update={"nodes": [node.model_copy(update={"devices": devices})]})
+    sampling = tiny_scenario.sampling.model_copy(update={"launches": 5, "steps": 4})
+    return tiny_scenario.model_copy(update={"cluster": cluster, "sampling": sampling})
+
+
+@pytest.fixture(scope="module")
+def runs(quiet: Scenario) -> list[Run]:
+    return measured(quiet)
+
+
+@pytest.fixture(scope="module")
+def calibration(quiet: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    path = tmp_path_factory.mktemp("tables") / "tables.toml"
+    made = Calibration(quiet.cluster, quiet.workload.key, path, reused=False, contended_percent=0.0)
+    write_calibration(made)
+    return made
+
+
+def slower(scenario: Scenario, factor: float) -> Scenario:
+    """The same lanes, their forward passes so many times as long as the tables say."""
+    (node,) = scenario.cluster.nodes
+    devices = []
+    for device in node.devices:
+        assert device.profile is not None
+        points = [point.model_copy(update={"forward_s": factor * point.forward_s}) for point in device.profile.points]
+        devices.append(device.model_copy(update={"profile": device.profile.model_copy(update={"points": points})}))
+    nodes = [node.model_copy(update={"devices": devices})]
+    return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+
+
+def plan(scenario: Scenario, split: tuple[int, int]) -> Fixed:
+    layers = len(scenario.workload.layers)
+    names = [device.name for device in scenario.cluster.devices]
+    return Fixed(
+        Plan(
+            pipelines=[
+                Pipeline(stages=[Stage(first=0, last=layers, replicas=[Replica(devices=[name])])], micro_batches=[size])
+                for name, size in zip(names, split, strict=True)
+                if size
+            ]
+        )
+    )
+
+
+def measured(scenario: Scenario, factor: float = TRUE_FACTOR, seed: int = 0) -> list[Run]:
+    """Runs as a replay would leave them, by the engine on lanes that are slower than their tables say."""
+    runs = []
+    for number, split in enumerate(SPLITS):
+        truth = simulate(slower(scenario, factor), plan(scenario, split), seed=seed + number, label=f"{split}")
+        prediction = simulate(scenario, plan(scenario, split), seed=seed + number, label=f"{split}")
+        manifest = truth.manifest.model_copy(
+            update={
+                "kind": "measured",
+                "run_id": f"measured-{seed}-{number}",
+                "predicted_run_id": prediction.manifest.run_id,
+                "prediction_sha256": f"study-{seed}",
+                "scenario": prediction.manifest.scenario,
+            }
+        )
+        runs += [prediction, replace(truth, manifest=manifest)]
+    return runs
+
+
+def test_what_all_runs_show_is_learned_and_only_that(
+    quiet: Scenario, runs: list[Run], calibration: Calibration
+) -> None:
+    found = refine(calibration, runs, quiet.workload)
+    for key, bias in found.biases.items():
+        expected = TRUE_FACTOR if key.kind == "forward" else 1.0
+        assert bias.factor == pytest.approx(expected, abs=0.03), key
+    for old, new in zip(calibration.cluster.devices, found.calibration.cluster.devices, strict=True):
+        assert old.profile is not None
+        assert new.profile is not None
+        factor = found.biases[Key(old.name, "forward")].factor
+        assert [each.forward_s for each in new.profile.points] == pytest.approx(
+            [factor * each.forward_s for each in old.profile.points]
+        )
+    assert set(found.calibration.feedback["runs"]) == {f"measured-0-{number}" for number in range(len(SPLITS))}
+
+
+def test_refined_tables_predict_runs_that_they_never_saw_better(
+    quiet: Scenario, runs: list[Run], calibration: Calibration
+) -> None:
+    refined = refine(calibration, runs, quiet.workload).calibration
+    better = quiet.model_copy(update={"cluster": refined.cluster})
+    fresh = plan(quiet, (27, 3))
+    truth = simulate(slower(quiet, TRUE_FACTOR), fresh, seed=99).summary.step_time_s.p50
+    before = abs(simulate(quiet, fresh, seed=99).summary.step_time_s.p50 / truth - 1)
+    after = abs(simulate(better, fresh, seed=99).summary.step_time_s.p50 / truth - 1)
+    assert after < before / 2
+
+
+def test_refined_tables_lie_beside_their_base_and_only_belong_to_it(
+    quiet: Scenario, runs: list[Run], calibration: Calibration
+) -> None:
+    refined = refine(calibration, runs, quiet.workload).calibration
+    assert latest_calibration(calibration.path).cluster == calibration.cluster
+    write_calibration(refined)
+    assert refined.path == refined_path(calibration.path)
+    assert latest_calibration(calibration.path).cluster == refined.cluster
+    assert read_calibration(refined.path).feedback == refined.feedback
+    again = replace(calibration, cluster=slower(quiet, 2.0).cluster)
+    write_calibration(again)
+    assert latest_calibration(calibration.path).cluster == again.cluster
+    write_calibration(calibration)
+    refined.path.unlink()
+
+
+def test_runs_that_taught_the_tables_cannot_judge_them_unnoticed(
+    quiet: Scenario, runs: list[Run], calibration: Calibration
+) -> None:
+    refined = refine(calibration, runs, quiet.workload).calibration
+    judged = []
+    for run in runs:
+        scenario = {**run.manifest.scenario, "cluster": refined.cluster.model_dump(mode="json")}
+        judged.append(replace(run, manifest=run.manifest.model_copy(update={"scenario": scenario})))
+    assert not any("are those of a fit" in note for note in compare(runs).notes)
+    assert any("are those of a fit" in note for note in compare(judged).notes)
+
+
+def test_too_few_runs_or_those_of_other_lanes_are_refused(
+    quiet: Scenario, runs: list[Run], calibration: Calibration
+) -> None:
+    with pytest.raises(InputError, match="3 are needed"):
+        refine(calibration, runs[:4], quiet.workload)
+    other = replace(calibration, cluster=calibration.cluster.model_copy(update={"fingerprint": {"cpu": "another"}}))
+    with pytest.raises(InputError, match="another machine"):
+        refine(other, runs, quiet.workload)
+
+
+def test_nothing_measured_is_refused_before_anything_is_written(
+    quiet: Scenario, calibration: Calibration, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="0 measured runs"):
+        refine(replace(calibration, path=tmp_path / "x.toml"), [], quiet.workload)
+    assert list(tmp_path.iterdir()) == []
