@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from .errors import InputError
+from .fidelities import FIDELITIES, FidelityScore, scores
 from .ledger import step_times
 from .metrics import (
     Launches,
@@ -35,8 +36,6 @@ NOISY_PERCENT = 5.0
 """A plan that differs from itself by more than this was not measured on a quiet host, whatever the clocks say."""
 BALANCED_PERCENT = 3.0
 """Plans predicted within this of the best one are at the balance point: the predictions that a choice rests on."""
-FIDELITIES = ("datasheet", "calibrated", "profiled")
-"""Weakest first."""
 
 
 class Predicted(Record):
@@ -82,6 +81,8 @@ class PlanRow(Record):
     twin_of: str | None = None
     """Label of the plan of which this is the A/A repetition; such a row enters no metric but the noise floor."""
     busy: bool = False
+    predicted_at: dict[str, float] = Field(default_factory=dict)
+    """Median step time in seconds as each fidelity predicted it, this row's own among them."""
     global_batch: int
     """Samples per step; with several stages, more than one device works on each."""
 
@@ -127,6 +128,8 @@ class Comparison(Record):
     optimum_share_percent: float | None = None
     """Of the throughput that the lanes' tables allow any data-parallel split, what the best measured plan reaches."""
     busy: bool
+    fidelities: list[FidelityScore] = Field(default_factory=list)
+    """How each fidelity did that predicted every plan, weakest first."""
     notes: list[str] = Field(default_factory=list)
 
 
@@ -168,6 +171,7 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
     if not own:
         raise InputError("runs", "hold an A/A twin alone", "give the whole folder of the replay")
     notes = list(dict.fromkeys(note for run in runs if run.manifest.kind == "measured" for note in run.manifest.notes))
+    notes += _in_sample(runs)
     floor = noise_floor_percent(pairs, notes)
     picked = min(own, key=lambda pair: (pair.predicted_s, pair.row.label))
     best = min(own, key=lambda pair: (pair.measured_s, pair.row.label))
@@ -185,6 +189,7 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
         **_errors(own),
         **_ranking(own, floor, seed, notes),
         **_coverage(own, notes),
+        fidelities=scores([pair.row.predicted_at for pair in own], [pair.measured_s for pair in own], floor or 0.0),
         notes=notes,
     )
 
@@ -233,7 +238,14 @@ def plan_row(prediction: Run) -> PlanRow:
             interval_s=summary.median_interval_s,
             launch_intervals_s=summary.launch_intervals_s,
         ),
+        predicted_at={**_others(manifest.predicted_at), summary.fidelity: times.p50},
     )
+
+
+def _others(predicted_at: Mapping[str, Any]) -> dict[str, float]:
+    """Median step times of other fidelities; what is no time tells nothing."""
+    told = {name: _mapping(found).get("p50_s") for name, found in predicted_at.items()}
+    return {name: float(value) for name, value in told.items() if isinstance(value, int | float) and value > 0}
 
 
 def _pair(prediction: Run, run: Run, seed: int) -> Pair:
@@ -259,6 +271,16 @@ def _pair(prediction: Run, run: Run, seed: int) -> Pair:
     }
     used = [name for name, samples in row.plan.items() if samples]
     return Pair(row=row.model_copy(update=update), launches=launches, drift=_drift(contention, used))
+
+
+def _in_sample(runs: Sequence[Run]) -> list[str]:
+    """A note where predictions are judged by the very runs that their tables were refined by."""
+    clusters = [_mapping(run.manifest.scenario.get("cluster")) for run in runs if run.manifest.kind == "simulated"]
+    fitted = {each for cluster in clusters for each in cluster.get("fitted_from") or ()}
+    judging = fitted & {run.manifest.run_id for run in runs if run.manifest.kind == "measured"}
+    if not judging:
+        return []
+    return [f"{len(judging)} of these runs refined the tables that predicted them: the errors are those of a fit"]
 
 
 def noise_floor_percent(pairs: Sequence[Pair], notes: list[str]) -> float | None:

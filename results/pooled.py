@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import Field
 
-from .compare import BALANCED_PERCENT, FIDELITIES, Comparison, PlanRow
+from .compare import BALANCED_PERCENT, Comparison, PlanRow
+from .fidelities import FIDELITIES
 from .metrics import binomial_p_value, kendall_tau
 from .record import SCHEMA_VERSION, Record
 

@@ -174,6 +174,9 @@ class Manifest(Record):
     """Measured runs: digest of the prediction that was on disk before the first measurement."""
     twin_of: str | None = None
     """Measured runs: label of the run of which this is the A/A repetition."""
+    predicted_at: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Simulated runs of a replay: what other fidelities said of the plan: ``p50_s``, ``interval_s``,
+    ``guessed_share``."""
     notes: list[str] = Field(default_factory=list)
     provenance: dict[str, Any] = Field(default_factory=dict)
     """Code version, host, devices, library versions, affinity, threads; never part of the run's identity."""

@@ -18,6 +18,7 @@ from .tables import (
     binding_table,
     facts,
     faults_table,
+    fidelity_table,
     headlines,
     ledger_table,
     plan_name,
@@ -195,6 +196,8 @@ def _sections(
     order = " + ".join(rows[0].plan) if len(rows[0].plan) <= MOST_SHARES else f"{len(rows[0].plan)} devices"
     plans = _table(table_rows(rows), f"Step time per plan, {_fidelities(rows)} predictions; samples on {order}")
     remarks = _bullets(_remarks(runs))
+    if by_fidelity := fidelity_table(rows):
+        plans += _table(by_fidelity, "The same plans at each fidelity")
     sections.append(_section("Plans", plans, remarks, *(_picture(*picture) for picture in pictures)))
     ledgers = [_table(ledger_table(_sides(runs, row)), f"{plan_name(row)}, mean step") for row in _shown(rows).values()]
     sections.append(_section("Where the time went", *ledgers))

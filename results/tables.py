@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .compare import BALANCED_PERCENT, Comparison, PlanRow
+from .fidelities import FIDELITIES
 from .groups import groups
 from .record import LEDGER_LINES, Run
 
@@ -132,8 +133,8 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
             f"of {each.coverage_count} launch medians in the predicted interval ({judged}); "
             f"mean width {each.interval_width_percent:.1f} %",
         ),
+        *_fidelity_fact(each),
         ("noise floor", percent(each.noise_floor_percent, sign=False), "the same plan measured against itself (A/A)"),
-        ("host", "busy" if each.busy else "quiet", "by disturbed compute, drift since calibration, noise floor"),
         (
             "speed-up over uniform",
             NONE if each.speedup_over_uniform is None else f"{each.speedup_over_uniform:.2f} x",
@@ -147,6 +148,39 @@ def _optimum(comparison: Comparison) -> list[tuple[str, str, str]]:
     share = comparison.optimum_share_percent
     meaning = "throughput of the best plan measured, of what the tables allow any split with its all-reduce"
     return [] if share is None else [("share of the optimum", percent(share, sign=False), meaning)]
+
+
+def _fidelity_fact(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """The mean absolute error of every fidelity, where there are several."""
+    if len(comparison.fidelities) < 2:
+        return []
+    told = [f"{each.fidelity} {percent(each.mape_percent, sign=False)}" for each in comparison.fidelities]
+    return [("by fidelity", ", ".join(told), "mean absolute error of the same plans by each")]
+
+
+def fidelity_table(rows: Sequence[PlanRow]) -> list[dict[str, str]]:
+    """One row of text per plan: what each fidelity predicted, with its error; empty where there is one fidelity."""
+    names = [name for name in FIDELITIES if any(name in row.predicted_at for row in rows)]
+    if len(names) < 2:
+        return []
+    return [
+        {
+            "policy": plan_name(row),
+            "samples": shares(row),
+            "measured ms": NONE if row.measured is None else milliseconds(row.measured.median_s),
+            **{f"{name} ms (error)": _told(row, name) for name in names},
+        }
+        for row in rows
+        if row.twin_of is None
+    ]
+
+
+def _told(row: PlanRow, fidelity: str) -> str:
+    found = row.predicted_at.get(fidelity)
+    if found is None:
+        return NONE
+    error = "" if row.measured is None else f" ({percent(100 * (found / row.measured.median_s - 1))})"
+    return f"{milliseconds(found)}{error}"
 
 
 def headlines(comparison: Comparison) -> list[str]:

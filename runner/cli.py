@@ -18,6 +18,7 @@ from .adaptive.verbs import adaptive
 from .attention.verbs import attention
 from .chaos.verbs import chaos
 from .export.verbs import export
+from .fidelity_verbs import history
 from .imports.verbs import import_
 from .profiling import profile
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(attention, name="attention")
 app.add_typer(adaptive, name="adaptive")
 app.command()(chaos)
+app.command()(history)
 app.command()(export)
 app.command(name="import")(import_)
 app.command()(profile)
@@ -229,6 +231,13 @@ def calibrate(
     scenario: ScenarioArgument = "demo",
     settings: Settings = [],
     again: Annotated[bool, typer.Option("--again", help="Measure although there is a calibration.")] = False,
+    operators: Annotated[
+        bool, typer.Option("--operators", help="Time operators instead: for models that never ran here.")
+    ] = False,
+    from_runs: Annotated[
+        list[Path],
+        typer.Option("--from-runs", help="Measure nothing: refine the tables by measured runs.", metavar="RUN"),
+    ] = [],
     force: Force = False,
     as_json: Json = False,
     runs: RunsFolder = RUNS,
@@ -239,8 +248,17 @@ def calibrate(
     document, folder = _document(scenario, settings)
     from .calibrate import calibrate as measure
     from .calibrate import check_fingerprint
+    from .fidelity_verbs import feed_back, time_operators
 
     console = _console()
+
+    def emit(answer: Any, rows: list[dict[str, Any]], title: str) -> None:
+        _emit(answer, as_json, rows, title)
+
+    if operators:
+        return time_operators(document, folder, runs, again=again, force=force, report=console.print, emit=emit)
+    if from_runs:
+        return feed_back(document, folder, runs, from_runs, emit)
     with progress(console, "calibrating") as tick:
         found = measure(document, folder, runs, again=again, force=force, report=console.print, tick=tick)
     if found.reused:
@@ -262,6 +280,7 @@ def calibrate(
         "cluster": found.cluster.model_dump(mode="json", exclude_none=True),
     }
     _emit(answer, as_json, rows, f"{'reused' if found.reused else 'wrote'} {found.path}")
+    return None
 
 
 @app.command()
@@ -782,6 +801,7 @@ def _compared(runs: list[Any], as_json: bool, folder: Path | None) -> None:
     from ..results.compare import compare as hold
     from ..results.report import headlines, plan_table
     from ..results.store import to_json, write_text
+    from ..results.tables import fidelity_table
 
     comparison = hold(runs)
     document = comparison.model_dump(mode="json")
@@ -789,6 +809,8 @@ def _compared(runs: list[Any], as_json: bool, folder: Path | None) -> None:
         write_text(folder / "comparison.json", to_json(document))
         document["folder"] = str(folder)
     _emit(document, as_json, [dict(row) for row in plan_table(comparison)], str(folder or comparison.scenario))
+    if by_fidelity := fidelity_table(comparison.plans):
+        _print(as_json, [dict(row) for row in by_fidelity], "at each fidelity")
     for line in headlines(comparison):
         _console(stdout=not as_json).print(line, highlight=False)
 

@@ -14,10 +14,13 @@ from ..results.compare import Comparison, compare
 from ..results.report import headlines, plan_table
 from ..results.report import report as write_report
 from ..results.store import to_json, write_text
+from ..sim.device import Cluster
 from ..sim.disturbances import refuse_events
 from ..sim.spec import Scenario, apply_setting, load_scenario, read_document
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import Report, Tick, calibrate, resolver
+from .devices import NamedLane
+from .operators import calibrate_operators, tables_path
 from .replay import replay
 
 LEAST_PLANS = 7
@@ -62,7 +65,8 @@ def demo(
         apply_setting(document, setting)
     refuse_events(document)
     with bar("calibrating") as tick:
-        calibrate(document, folder, runs, again=True, report=report, tick=tick)
+        calibration = calibrate(document, folder, runs, again=True, report=report, tick=tick)
+    time_lanes(calibration.cluster, runs, report)
     scenario = load_scenario(SCENARIO, settings, resolver(runs))
     report(f"searching {trials} trials over {len(DEFAULTS)} policies in simulation")
     with bar("searching") as tick:
@@ -81,6 +85,12 @@ def demo(
     write_best(found, study.folder / "best.toml")
     comparison = compare(study.runs)
     return finish(comparison, found, study.folder, study.runs, study.interrupted)
+
+
+def time_lanes(cluster: Cluster, runs: Path, report: Report) -> None:
+    """Time the operators on a cluster's lanes: the calibrated predictions of a model that they never saw."""
+    lanes = [NamedLane(**each.lane.model_dump(), name=each.name) for each in cluster.devices if each.lane is not None]
+    calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), again=True, report=report)
 
 
 def chosen_policies(scenario: Scenario, found: SearchResult) -> list[Policy]:

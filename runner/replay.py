@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -32,6 +32,8 @@ from ..sim.workload import Workload
 from .calibrate import Report, Tick, job_of
 from .devices import NamedLane, available_cpus, fingerprint
 from .execution import division
+from .fidelity import others, predict_at
+from .history import remember
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
@@ -134,10 +136,11 @@ def replay(
     lanes_of(scenario)
     entries, same = distinct_entries(scenario, policies)
     reduced = hold_out(scenario, entries)
+    weaker, missing = others(scenario, [entry.plan for entry in entries], runs)
     folder = runs / study_name(scenario, seed)
-    all_notes = [*notes, *same]
+    all_notes = [*notes, *same, *missing]
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
-    entries, sealed = predict(reduced, entries, folder, seed, all_notes)
+    entries, sealed = predict(reduced, entries, folder, seed, all_notes, weaker=weaker)
     report(f"{len(entries)} plans predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     predicted = [entry.prediction for entry in entries if entry.prediction is not None]
     entries, failed = prove_entries(scenario, entries, job, data, report=report)
@@ -162,7 +165,9 @@ def replay(
         write_run(run, folder / f"{number:02d}-{slug(run.manifest.label)}-measured")
     if isinstance(measurement.stopped, WorkerFailedError):
         raise measurement.stopped  # what was complete is on disk
-    return Study(folder, predicted, measured, interrupted=measurement.stopped is not None)
+    study = Study(folder, predicted, measured, interrupted=measurement.stopped is not None)
+    remember(study.runs, runs, folder.name)
+    return study
 
 
 def prove_entries(
@@ -301,21 +306,31 @@ def layers_without(device: Device, sizes: set[int]) -> LayerProfile | None:
 
 
 def predict(
-    scenario: Scenario, entries: Sequence[Entry], folder: Path, seed: int, notes: Sequence[str]
+    scenario: Scenario,
+    entries: Sequence[Entry],
+    folder: Path,
+    seed: int,
+    notes: Sequence[str],
+    *,
+    weaker: Mapping[str, Scenario] | None = None,
 ) -> tuple[list[Entry], str]:
     """Simulate every plan and write the predictions, with their digest, to disk; nothing has been measured yet.
 
     The interval is that of the median of a launch with as many steps as the scenario asks for; a budget may make them
-    more or fewer, so those of other numbers stand beside it.
+    more or fewer, so those of other numbers stand beside it. ``weaker``
+    holds the same scenario at other fidelities: what they say of a plan stands beside its prediction.
     """
     counts = launch_steps(scenario)
     sampling = scenario.sampling.model_copy(update={"steps": max(counts) + 1})
     scenario = scenario.model_copy(update={"sampling": sampling})
+    weaker = {name: each.model_copy(update={"sampling": sampling}) for name, each in (weaker or {}).items()}
     predicted = []
     lines = []
     for number, entry in enumerate(entries):
         run = simulate(scenario, Fixed(entry.plan, entry.record), seed=seed, label=entry.label)
-        manifest = run.manifest.model_copy(update={"notes": list(notes), "provenance": provenance(scenario)})
+        elsewhere = predict_at(weaker, Fixed(entry.plan, entry.record), seed)
+        told = {"notes": list(notes), "provenance": provenance(scenario), "predicted_at": elsewhere}
+        manifest = run.manifest.model_copy(update=told)
         intervals = launch_intervals(list(step_times(run.events).values()), counts)
         update = {"launch_intervals_s": intervals, "median_interval_s": intervals[str(counted_steps(scenario))]}
         summary = run.summary.model_copy(update=update)
@@ -332,6 +347,7 @@ def predict(
                 "step_time_s": summary.step_time_s.model_dump(mode="json"),
                 "median_interval_s": list(summary.median_interval_s),
                 "launch_intervals_s": {count: list(ends) for count, ends in intervals.items()},
+                "fidelities": elsewhere,
             }
         )
     sealed = digest(lines)

@@ -114,11 +114,7 @@ def test_equal_stages_take_what_theory_says(workers: int, turns: int, forward: f
             orders=[order(kind, workers, place, 1, turns) for place in range(workers)],  # type: ignore[arg-type]
             stages=[(place,) for place in range(workers)],
             jobs=[{1: (forward, backward)}] * workers,
-            messages={way: {1: (0.0, 0.0)} for place in range(workers - 1) for way in _both(place)},
+            messages={(place, place + 1): {1: (0.0, 0.0)} for place in range(workers - 1)},
             sizes=[1] * turns,
         )
         assert max(ends_of(work)) == pytest.approx((turns + workers - 1) * (forward + backward))
-
-
-def _both(place: int) -> list[tuple[bool, int, int]]:
-    return [(False, place, place + 1), (True, place + 1, place)]
