@@ -22,8 +22,9 @@ from ..sim.spec import Calibrating, Replay, Training, expand, inside, parse_file
 from ..sim.workload import Facts, Name, NonNegative, Spec, Workload
 from .data import training_data
 from .declared import LaneFile, declared, lanes_from
-from .devices import NamedLane, Offer, default_lanes, fingerprint
+from .devices import NamedLane, Offer, default_lanes
 from .families import TRAINED
+from .hosts.machines import current, further_lanes, study_fingerprint
 from .isolation.machines import machines
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .layering import build_layer_profile, quiet_only
@@ -115,7 +116,7 @@ def calibrate(
     by_hand = declared(document, folder)
     own = lanes_from(by_hand[1], "cluster.") if by_hand is not None else ()
     report(f"looking for lanes: each is verified and measured, about {PROBE_LANES_S:.0f} s")
-    lanes, offers = default_lanes(own)
+    lanes, offers = default_lanes(own, further=further_lanes())
     for offer in offers:
         report(f"  {offer.lane.name}: {offer.reason}")
     timeout_s = validate(Replay, document.get("replay", {}), "replay", prefix="replay.").timeout_s
@@ -221,7 +222,7 @@ def build_cluster(
     collectives = [build_collective(workload, lanes, results, ranks) for ranks in groups_of(len(lanes))]
     collectives += build_messages(lanes, results)
     nodes, network = machines(lanes, devices)
-    return Cluster(nodes=nodes, network=network, collectives=collectives, fingerprint=fingerprint())
+    return Cluster(nodes=nodes, network=network, collectives=collectives, fingerprint=study_fingerprint())
 
 
 def build_profile(workload: Workload, results: Sequence[LaunchResult], rank: int) -> Profile:
@@ -395,7 +396,7 @@ def check_fingerprint(calibration: Calibration, force: bool) -> list[str]:
     Raises:
         InputError: they differ.
     """
-    here, there = fingerprint(), calibration.cluster.fingerprint
+    here, there = study_fingerprint(), calibration.cluster.fingerprint
     differing = sorted(key for key in here if here[key] != there.get(key))
     if not differing:
         return []
@@ -604,6 +605,6 @@ def unnamed(lane: NamedLane) -> Lane:
 def _lanes_name(by_hand: tuple[str, LaneFile] | None) -> str:
     """What the lanes add to the name of their tables: a file that was edited, or another of that name, has its own."""
     if by_hand is None:
-        return "auto"
+        return "auto" if current.get() is None else f"auto-{len(further_lanes()) + 1}-machines"
     name, found = by_hand
     return f"{name}-{digest(found.model_dump(mode='json'))[:8]}"

@@ -105,7 +105,7 @@ def lanes_from(found: LaneFile, where: str = "") -> list[NamedLane]:
         values = {**lane.model_dump(exclude={"cores"}), "cpus": _cpus(lane, path)}
         values["wire"] = wires.get(lane.name, lane.wire).model_dump()
         lanes.append(NamedLane.model_validate(values))
-        if lane.torch_device.startswith("cuda") and _gpu_number(lane) >= len(gpu_names()):
+        if not lane.machine and lane.torch_device.startswith("cuda") and _gpu_number(lane) >= len(gpu_names()):
             raise InputError(f"{path}.torch_device", f"no {lane.torch_device} here", "`steelyard devices` lists")
     require_capabilities(lanes, f"{where}lanes")
     return mark_shared(lanes)
@@ -114,6 +114,8 @@ def lanes_from(found: LaneFile, where: str = "") -> list[NamedLane]:
 def _cpus(lane: DeclaredLane, path: str) -> list[int]:
     """The numbers of a lane's cores on this host."""
     here = available_cpus()
+    if lane.machine:
+        return lane.cpus  # that machine says whether it has them
     if lane.cores and lane.cpus:
         raise InputError(f"{path}.cores", "stands beside cpus", "say which cores in one way")
     absent = [core for core in lane.cores if core >= len(here)]

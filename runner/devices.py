@@ -198,19 +198,32 @@ def measure_lanes(lanes: Sequence[NamedLane], probe: Probe | None = None) -> lis
 
 
 def default_lanes(
-    declared: Sequence[NamedLane] = (), probe: Probe | None = None
+    declared: Sequence[NamedLane] = (),
+    probe: Probe | None = None,
+    further: Sequence[Sequence[NamedLane]] = (),
 ) -> tuple[list[NamedLane], list[Offer]]:
     """The lanes of the default cluster, and what was measured of every candidate.
 
     Args:
         declared: lanes by hand; all of them are taken, measured but not judged.
         probe: as in :func:`measure_lanes`.
+        further: the candidates of further machines; each machine's are judged among themselves.
     """
     if declared:
         lanes = list(declared)
         judged = measure_lanes(lanes, probe)[: len(lanes)]
         return lanes, [replace(offer, offered=True, reason=f"by hand: {offer.reason}") for offer in judged]
-    offers = measure_lanes(candidate_lanes(), probe)
+    chosen: list[NamedLane] = []
+    offers: list[Offer] = []
+    for candidates in (candidate_lanes(), *further):
+        own = measure_lanes(candidates, probe)
+        offers += own
+        chosen += _chosen(own)
+    return chosen, offers
+
+
+def _chosen(offers: Sequence[Offer]) -> list[NamedLane]:
+    """The lanes of one machine's default cluster: those offered, each on cores of its own where that gives two."""
     used: set[int] = set()
     chosen = []
     for offer in offers:
@@ -220,7 +233,7 @@ def default_lanes(
             used |= cores
     if len(chosen) < 2:  # a single core, or nothing but the fallback beside the first
         chosen = mark_shared([offer.lane for offer in offers if offer.offered][:2])
-    return chosen, offers
+    return chosen
 
 
 def _differ(lane: NamedLane, other: NamedLane) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..results.errors import InputError
 from .devices import NamedLane, cap_environment, cpu_vendor
+from .hosts.machines import machines_for
 from .isolation.room import Room, rooms
 from .places import new_place, sweep_places
 from .watch import Listen, Progress, Worker, watch
@@ -73,12 +74,14 @@ def run_group(
         document = {**job, "lanes": [lane.model_dump(mode="json") for lane in lanes], "tasks": list(tasks)}
         document["timeout_s"] = timeout_s
         document["data"] = str(data.resolve()) if data is not None else None
-        with rooms(lanes) as own:
+        machines = machines_for(lanes)
+        document["store"] = machines.rendezvous() if machines is not None else None
+        with rooms(lanes, interface=machines.interface if machines is not None else "") as own:
             document["rooms"] = [room.document for room in own]
             (place / "job.json").write_text(json.dumps(document))
             try:
                 for rank, room in enumerate(own):
-                    workers.append(_start(room, rank, place))
+                    workers.append(start_worker(room, rank, place))
                 watch(workers, len(tasks), timeout_s, progress, listen)
             finally:
                 _stop(workers)
@@ -124,11 +127,13 @@ def worker_environment(lane: NamedLane, interface: str = "") -> dict[str, str]:
     }
 
 
-def _start(room: Room, rank: int, place: Path) -> Worker:
+def start_worker(room: Room, rank: int, place: Path) -> Worker:
+    """Start the process of one rank of the job in a folder; for a lane on another machine, one that stands for it."""
+    module = "steelyard.runner.hosts.relay" if room.lane.machine else "steelyard.runner.worker"
     log = place / f"rank-{rank}.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*room.prefix, sys.executable, "-m", "steelyard.runner.worker", str(place), str(rank)],
+            [*room.prefix, sys.executable, "-m", module, str(place), str(rank)],
             stdin=subprocess.PIPE,  # closes when this process dies, however it dies: the worker's sign to end
             stdout=subprocess.PIPE,
             stderr=output,

@@ -223,7 +223,7 @@ def lanes_of(scenario: Scenario) -> list[NamedLane]:
     for device in scenario.cluster.devices:
         if device.lane is None:
             raise InputError(f"cluster device {device.name}", "is no lane of this host", 'use [cluster] lanes = "auto"')
-        missing = sorted(set(device.lane.cpus) - set(available_cpus()))
+        missing = sorted(set(device.lane.cpus) - set(available_cpus())) if not device.lane.machine else []
         if missing:
             raise InputError(f"cluster device {device.name}", f"core {missing[0]} is not available", "calibrate again")
         lanes.append(NamedLane.model_validate({**device.lane.model_dump(), "name": device.name}))

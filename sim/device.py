@@ -176,6 +176,8 @@ class Lane(Spec):
     shares_core: bool = False
     """Whether another lane of the cluster runs on a core of this one: such lanes are judged apart."""
     wire: Wire = Wire()
+    machine: Annotated[int, Field(ge=0, le=65_535)] = 0
+    """Which of the machines of a study over several it is on; 0: the one that drives."""
 
     @property
     def quota_cores(self) -> float:

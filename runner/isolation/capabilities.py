@@ -98,7 +98,7 @@ def _network_mode() -> tuple[Mode | None, str]:
     reasons = []
     how: tuple[tuple[Mode, str], ...] = (("root", "made as root"), ("user", "made in a user namespace"))
     for mode, reason in how:
-        problem = _refusal(mode, PAIR)
+        problem = refusal(mode, PAIR)
         if not problem:
             return mode, reason
         reasons.append(problem)
@@ -117,13 +117,13 @@ PAIR = [
 def _shaping(name: str, title: str, commands: Sequence[list[str]], network: Mode | None) -> Capability:
     if network is None:
         return Capability(name, title, False, "needs network namespaces")
-    problem = _refusal(network, [*PAIR, *commands])
+    problem = refusal(network, [*PAIR, *commands])
     return Capability(
         name, title, not problem, f"the kernel refuses it: {problem}" if problem else "shaped at both ends of a wire"
     )
 
 
-def _refusal(mode: Mode, commands: Sequence[Sequence[str]]) -> str:
+def refusal(mode: Mode, commands: Sequence[Sequence[str]]) -> str:
     """Why the host refuses commands in a namespace of their own; empty: it does not."""
     lane: dict[str, list[list[str]]] = {"outside": [], "inside": []}
     try:

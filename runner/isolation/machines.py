@@ -19,12 +19,14 @@ UNHELD = LOOPBACK.bandwidth_gb_per_s * 8e3
 
 def machines(lanes: Sequence[NamedLane], devices: Sequence[Device]) -> tuple[list[Node], Link | None]:
     """One machine, or one for each made host with its own way to the others; and the network between them."""
-    hosts = list(dict.fromkeys(lane.wire.host for lane in lanes))
+    several = len({lane.machine for lane in lanes}) > 1
+    places = [lane.wire.host or (f"machine{lane.machine}" if several else "") for lane in lanes]
+    hosts = list(dict.fromkeys(places))
     if hosts == [""]:
         return [Node(name="host", devices=list(devices), link=LOOPBACK)], None
     nodes = []
     for host in hosts:
-        own = [number for number, lane in enumerate(lanes) if lane.wire.host == host]
+        own = [number for number, place in enumerate(places) if place == host]
         wire = lanes[own[0]].wire
         link = shaped_link(f"{host}-link", wire.link_mbit_per_s, wire.link_latency_us)
         uplink = shaped_link(f"{host}-uplink", wire.uplink_mbit_per_s, wire.uplink_latency_us)

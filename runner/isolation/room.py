@@ -54,16 +54,17 @@ class Room:
 
 
 @contextmanager
-def rooms(lanes: Sequence[NamedLane], host: Host | None = None) -> Iterator[list[Room]]:
+def rooms(lanes: Sequence[NamedLane], host: Host | None = None, *, interface: str = "") -> Iterator[list[Room]]:
     """A room for each lane, for as long as the context lasts; nothing is left of them, whatever happens.
 
-    Lanes that ask for nothing cost nothing. What an earlier driver left when it was killed is removed first.
+    Lanes that ask for nothing cost nothing, and those on other machines have their room there. What an earlier driver
+    left when it was killed is removed first. Lanes that are on no wire use ``interface`` for collectives.
 
     Raises:
         InputError: a lane asks for what this host cannot give.
     """
     if not any(asks(lane) for lane in lanes):
-        yield [Room(lane) for lane in lanes]
+        yield [Room(lane, interface=interface) for lane in lanes]
         return
     host = host or this_host()
     refuse_unavailable(lanes, host)
@@ -75,13 +76,13 @@ def rooms(lanes: Sequence[NamedLane], host: Host | None = None) -> Iterator[list
         if is_wired(lanes):
             assert host.network is not None, "refused above"
             pids = stack.enter_context(held(layout(lanes), host.network))
-        interface = LANE_END if is_wired(lanes) else ""
+        interface = LANE_END if is_wired(lanes) else interface
         yield [Room(lane, own, pid, interface) for lane, own, pid in zip(lanes, groups, pids, strict=True)]
 
 
 def asks(lane: NamedLane) -> bool:
     """Whether a lane needs anything beyond affinity and instruction sets."""
-    return bool(lane.cpu_share < 1 or lane.memory_limit_gib or lane.wire.host)
+    return not lane.machine and bool(lane.cpu_share < 1 or lane.memory_limit_gib or lane.wire.host)
 
 
 def refuse_unavailable(lanes: Sequence[NamedLane], host: Host, where: str = "cluster.lanes") -> None:
@@ -91,7 +92,7 @@ def refuse_unavailable(lanes: Sequence[NamedLane], host: Host, where: str = "clu
         InputError: one does.
     """
     for index, lane in enumerate(lanes):
-        for key, wanted, name in _wants(lane):
+        for key, wanted, name in _wants(lane) if not lane.machine else ():
             found = host.capability(name)
             if wanted and not found.available:
                 path = f"{where}.{index}.{key}"
@@ -113,6 +114,8 @@ def _wants(lane: NamedLane) -> Iterator[tuple[str, bool, str]]:
 
 def _groups(lane: NamedLane, host: Host, stack: ExitStack) -> list[Group]:
     """The groups of one lane, which the stack removes."""
+    if not asks(lane):
+        return []
     name = Owner.here().name()
     found = []
     for place in host.places:

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..hosts.clocks import agreed_offset_s
+from ..hosts.membership import join_store
 from .quota import Quota
 from .signs import Signs
 
@@ -42,6 +44,8 @@ class Member:
         self.world = len(job["lanes"])
         self.device = torch.device(self.lane["torch_device"])
         self.groups: dict[tuple[int, ...], Any] = {}
+        self.offset_s = 0.0
+        """What must be added to this machine's clock to have the first member's."""
         self.quota = Quota(**job["rooms"][rank])
         self.parts: dict[str, Any] = {}
         self.slow = 1.0
@@ -107,28 +111,41 @@ class Member:
             import torch
 
             torch.cuda.set_device(self.device)  # collectives would else guess the GPU from the rank
-        # A file, not TCPStore: that one listens on all interfaces, whatever host it is given.
-        store = dist.FileStore(str(self.folder / "rendezvous"), self.world)  # type: ignore[attr-defined]  # unlisted
+        store = self._store()
         dist.init_process_group(
             "nccl" if all_cuda else "gloo", store=store, rank=self.rank, world_size=self.world, timeout=self.timeout
         )
         for ranks in sorted({tuple(task["ranks"]) for task in self.job["tasks"] if len(task.get("ranks", ())) > 1}):
             self.groups[ranks] = dist.new_group(list(ranks), timeout=self.timeout)
 
+    def _store(self) -> Any:
+        """Where the members find each other: a file, or for several machines the store that these share.
+
+        Not a TCPStore of its own: that one listens on all interfaces, whatever host it is given.
+        """
+        import torch.distributed as dist
+
+        place = self.job.get("store")
+        if place is None:
+            return dist.FileStore(str(self.folder / "rendezvous"), self.world)  # type: ignore[attr-defined]  # unlisted
+        return join_store(place["host"], place["port"], place["prefix"])
+
     def meet(self) -> None:
-        """Wait until every member is here."""
+        """Wait until every member is here; on several machines, agree on the time."""
         if self.world > 1:
             import torch.distributed as dist
 
             dist.barrier()
+            if self.job.get("store") is not None:
+                self.offset_s = agreed_offset_s(self.rank, self.world)
 
     def now(self) -> float:
-        """Monotonic seconds, the same clock in every process of the host, once the device has done its work."""
+        """Monotonic seconds, the first member's clock for all of them, once the device has done its work."""
         if self.device.type == "cuda":
             import torch
 
             torch.cuda.synchronize(self.device)
-        return time.monotonic()
+        return time.monotonic() + self.offset_s
 
     def drag(self, begin: float) -> None:
         """Where the member is slowed: keep the processor busy until what began then has taken so many times as long."""

@@ -1,0 +1,130 @@
+"""Serves a machine's lanes: says what they are, runs the workers that the driver orders, and ends with the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ..devices import NamedLane, candidate_lanes, fingerprint
+from ..isolation.room import rooms
+from ..launch import start_worker
+from ..places import new_place, sweep_places
+from .mailbox import Store, put, put_words, take, take_words
+from .membership import Membership, interface_towards
+
+LOOK_S = 0.1
+"""Between two looks for an order."""
+SAID_S = 0.05
+"""Lines are passed on in letters that so long a time has gone into: a letter a step would disturb the step."""
+SILENT_S = 10.0
+"""A relay that has given no sign of life for so long is gone, and its worker with it."""
+FETCH_S = 60.0
+
+
+def announce(store: Store, membership: Membership) -> None:
+    """Tell the driver which lanes could be had here."""
+    lanes = [lane.model_dump(mode="json") for lane in candidate_lanes()]
+    put_words(store, f"machine/{membership.number}", {"lanes": lanes, "fingerprint": fingerprint()})
+
+
+def serve(store: Store, membership: Membership) -> int:
+    """Run what is ordered until the driver says that it is over; its exit code.
+
+    Raises:
+        torch.distributed.DistError: the driver is gone; the workers that ran for it are killed.
+    """
+    announce(store, membership)
+    sweep_places()
+    number = 1
+    while True:
+        if not store.check([f"order/{membership.number}/{number}"]):
+            if store.check(["over"]):
+                return int(store.get("over"))
+            time.sleep(LOOK_S)
+            continue
+        order = take_words(store, f"order/{membership.number}/{number}", FETCH_S)
+        threading.Thread(target=run_order, args=(membership, order), daemon=True).start()
+        number += 1
+
+
+def run_order(membership: Membership, order: dict[str, Any]) -> None:
+    """Run one worker, pass its lines on, and send what it measured; a connection and a folder of its own."""
+    store = membership.join_store()
+    key, rank, job = order["key"], order["rank"], order["job"]
+    lane = NamedLane.model_validate({**job["lanes"][rank], "machine": 0})  # here it is at home
+    place = new_place()
+    try:
+        job["data"] = _samples(store, order["file"], place)
+        with rooms([lane], interface=interface_towards(membership.address)) as (room,):
+            job["rooms"] = [room.document] * len(job["lanes"])
+            (place / "job.json").write_text(json.dumps(job))
+            worker = start_worker(room, rank, place)
+            try:
+                code = _listen(store, key, worker.process)
+            finally:
+                _kill(worker.process)
+            put(store, f"{key}/log", worker.last_words().encode())
+            if code == 0:
+                put(store, f"{key}/result", (place / f"rank-{rank}.json").read_bytes())
+        _say(store, key, "", code)
+    except Exception as error:  # whatever it is, the driver must hear of it, or it would wait in vain
+        put(store, f"{key}/log", f"{type(error).__name__}: {error}\n".encode())
+        _say(store, key, "", 1)
+        raise
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+_said: dict[str, int] = {}
+"""Letters of lines so far, by worker."""
+
+
+def _say(store: Store, key: str, lines: str, code: int | None = None) -> None:
+    number = _said.get(key, 0)
+    _said[key] = number + 1
+    put_words(store, f"{key}/said/{number}", {"lines": lines, "code": code})
+
+
+def _listen(store: Store, key: str, process: subprocess.Popen[bytes]) -> int:
+    """Pass a worker's lines on until it ends, or until nobody is there to hear them."""
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    signs, since = 0, time.monotonic()
+    while True:
+        ended = process.poll()
+        text = (process.stdout.read() or b"").decode(errors="replace")
+        if text:
+            _say(store, key, text)
+        if ended is not None:
+            return ended if ended >= 0 else 128 - ended
+        now = store.add(f"{key}/alive", 0)
+        if now != signs:
+            signs, since = now, time.monotonic()
+        elif time.monotonic() - since > SILENT_S:
+            return 1
+        time.sleep(SAID_S)
+
+
+def _samples(store: Store, digest: str | None, place: Path) -> str | None:
+    """The file of samples, as the driver has it."""
+    if digest is None:
+        return None
+    file = place / "samples.npz"
+    file.write_bytes(take(store, f"file/{digest}", FETCH_S))
+    return str(file)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            pipe.close()

@@ -1,0 +1,166 @@
+"""A study over two machines, which are network namespaces here, each with files of its own: no shared folder helps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import tomli_w
+from steelyard.runner.devices import NamedLane, available_cpus
+from steelyard.runner.isolation.capabilities import this_host
+from steelyard.runner.isolation.holder import held
+from steelyard.runner.isolation.wiring import layout
+from steelyard.sim.device import Wire
+
+pytest.importorskip("torch", reason="workers need the runner extra")
+pytestmark = pytest.mark.slow
+
+PORT = "29511"
+ADDRESS = "10.203.0.1"
+OWN_FILES = 'mount -t tmpfs none /tmp && cd /tmp && exec "$@"'
+"""Private temporary files: what another machine writes is not there."""
+
+
+@contextmanager
+def two_machines() -> Iterator[list[int]]:
+    """Two wired namespaces: a process in each."""
+    lanes = [NamedLane(name=name, wire=Wire(host=name)) for name in "ab"]
+    if this_host().network != "root":
+        pytest.skip("machines of their own files need to be root: " + this_host().capability("namespaces").reason)
+    with held(layout(lanes), "root") as pids:
+        yield pids
+
+
+def machine(pid: int, number: int, folder: Path, words: list[str], launcher: list[str]) -> subprocess.Popen[str]:
+    """The part of one machine; the first has the scenario in its folder, the second has nothing."""
+    kept = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    variables = {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": ADDRESS, "MASTER_PORT": PORT}
+    command = ["nsenter", "--net", "--target", str(pid), *launcher, *words]
+    if number:
+        command = ["unshare", "--mount", "sh", "-c", OWN_FILES, "sh", *command]
+    return subprocess.Popen(
+        command,
+        env={**kept, **(variables if "torch.distributed.run" not in launcher else {})},
+        cwd=folder if not number else "/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def study(folder: Path, launcher: Callable[[int], list[str]], *words: str) -> tuple[str, list[str]]:
+    """Run a command on both machines to its end; what the first printed, and who listened in the namespaces."""
+    with two_machines() as pids:
+        parts = [machine(pid, number, folder, list(words), launcher(number)) for number, pid in enumerate(pids)]
+        heard: set[str] = set()
+        try:
+            while parts[0].poll() is None:
+                for pid in pids:
+                    command = ["nsenter", "--net", "--target", str(pid), "ss", "-ltnH"]
+                    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+                    heard |= {line.split()[3].rpartition(":")[0] for line in lines}
+                time.sleep(0.2)
+            answers = [part.communicate(timeout=60) for part in parts]
+        finally:
+            for part in parts:
+                part.kill()
+    assert [part.returncode for part in parts] == [0, 0], [error for _, error in answers]
+    return answers[0][0], sorted(heard)
+
+
+def by_hand(number: int) -> list[str]:
+    return [sys.executable, "-m", "steelyard.runner.hosts"]
+
+
+def by_torchrun(number: int) -> list[str]:
+    shape = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}"]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", *shape),
+        *(f"--master-addr={ADDRESS}", f"--master-port={PORT}", "-m", "steelyard.runner.hosts"),
+    ]
+
+
+@pytest.fixture
+def folder(tiny_folder: Path) -> Path:
+    """A scenario with a lane on each of two machines."""
+    cores = available_cpus()
+    lanes = [
+        {"name": "here", "cpus": [cores[0]]},
+        {"name": "there", "machine": 1, "cpus": [cores[-1]]},
+    ]
+    (tiny_folder / "lanes.toml").write_text(tomli_w.dumps({"lanes": lanes}))
+    return tiny_folder
+
+
+def test_a_study_over_two_machines(folder: Path) -> None:
+    """Calibrated and replayed with variables set by hand; nobody listens but on the wire's address and loopback."""
+    _, heard = study(folder, by_hand, "calibrate", "tiny.toml")
+    assert ADDRESS in heard
+    assert all(address.startswith(("10.203.", "127.0.0.1")) for address in heard), heard
+    printed, _ = study(folder, by_torchrun, "replay", "tiny.toml", "--policy", "uniform", "--json")
+    comparison = json.loads(printed)
+    assert comparison
+    measured = list((folder / "runs").glob("replay-*/*measured"))
+    assert len(measured) == 2, "the plan and its twin"
+    manifest = json.loads((measured[0] / "manifest.json").read_text())
+    machines = {name: lane["machine"] for name, lane in manifest["provenance"]["lanes"].items()}
+    assert machines == {"here": 0, "there": 1}
+    nodes = manifest["scenario"]["cluster"]["nodes"]
+    assert [node["name"] for node in nodes] == ["machine0", "machine1"]
+
+
+def test_a_machine_that_dies_is_named_and_the_others_end(folder: Path) -> None:
+    with two_machines() as pids:
+        parts = [
+            machine(pid, number, folder, ["calibrate", "tiny.toml"], by_hand(number)) for number, pid in enumerate(pids)
+        ]
+        try:
+            worker = _worker_below(parts[1].pid)
+            worker.kill()
+            _, error = parts[0].communicate(timeout=120)
+            parts[1].communicate(timeout=60)
+        finally:
+            for part in parts:
+                part.kill()
+    assert parts[0].returncode == 1
+    assert "worker 'there' (rank " in error
+    assert parts[1].returncode == 1
+
+
+def test_a_driver_that_is_killed_takes_all_machines_along(folder: Path) -> None:
+    with two_machines() as pids:
+        parts = [
+            machine(pid, number, folder, ["calibrate", "tiny.toml"], by_hand(number)) for number, pid in enumerate(pids)
+        ]
+        try:
+            worker = _worker_below(parts[1].pid)
+            for each in [*psutil.Process(parts[0].pid).children(recursive=True), psutil.Process(parts[0].pid)]:
+                each.kill()
+            parts[1].communicate(timeout=60)
+            assert not psutil.wait_procs([worker], timeout=20)[1]
+        finally:
+            for part in parts:
+                part.kill()
+    assert parts[1].returncode not in (0, None)
+
+
+def _worker_below(pid: int) -> psutil.Process:
+    """The worker that a machine's agent has started, once it has."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        for each in psutil.Process(pid).children(recursive=True):
+            try:
+                if "steelyard.runner.worker" in each.cmdline()[:3]:
+                    return each
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.05)
+    raise AssertionError("no worker was started")
