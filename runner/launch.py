@@ -74,7 +74,7 @@ def run_group(
         document = {**job, "lanes": [lane.model_dump(mode="json") for lane in lanes], "tasks": list(tasks)}
         document["timeout_s"] = timeout_s
         document["data"] = str(data.resolve()) if data is not None else None
-        machines = machines_for(lanes)
+        machines = machines_for(lanes, tasks)
         document["store"] = machines.rendezvous() if machines is not None else None
         with rooms(lanes, interface=machines.interface if machines is not None else "") as own:
             document["rooms"] = [room.document for room in own]

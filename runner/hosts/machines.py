@@ -71,11 +71,12 @@ def study_fingerprint() -> dict[str, Any]:
     return fingerprint() if found is None else {**fingerprint(), "machines": digest(list(found.fingerprints))[:16]}
 
 
-def machines_for(lanes: Sequence[NamedLane]) -> Machines | None:
+def machines_for(lanes: Sequence[NamedLane], tasks: Sequence[Mapping[str, Any]]) -> Machines | None:
     """The machines, where any of the lanes is on another than this.
 
     Raises:
-        InputError: one is on a machine that is not there.
+        InputError: one is on a machine that is not there, or a task goes by way of files, which the machines do not
+            share (checkpoints, plans that change under way).
     """
     found = current.get()
     for lane in lanes:
@@ -87,4 +88,10 @@ def machines_for(lanes: Sequence[NamedLane]) -> Machines | None:
             )
         if found is not None and lane.wire.host:
             raise InputError(f"lane {lane.name}: wire.host", "is a made host beside real ones", "leave it out")
-    return found if any(lane.machine for lane in lanes) else None
+    if not any(lane.machine for lane in lanes):
+        return None
+    for task in tasks:
+        if {"file", "folder"} & task.keys():
+            problem = f"works by files that machines do not share (task {task['op']!r})"
+            raise InputError("this study", problem, "run it on one machine, or with plans that stay as they are")
+    return found
