@@ -121,33 +121,30 @@ def measure(
         KeyboardInterrupt, WorkerFailedError: not one launch was complete.
     """
     rules = rules_of(scenario)
-    begin, overhead_s = clock(), START_S
+    begin, overhead_s, done = clock(), START_S, 0
     result = Measurement(before=look(), asked=rules.launches)
     seen = [Seen(subject.predicted_s) for subject in subjects]
-    done = 0
-    while True:
-        left_s = None if budget_s is None else budget_s - (clock() - begin)
-        effort = next_effort(seen, rules, left_s=left_s, overhead_s=overhead_s)
-        if effort.over:
-            result.reason = effort.reason
-            break
-        number = len(result.launches)
+
+    def left_s() -> float | None:
+        return None if budget_s is None else budget_s - (clock() - begin)
+
+    while not (effort := next_effort(seen, rules, left_s=left_s(), overhead_s=overhead_s)).over:
+        number, started = len(result.launches), clock()
         tasks = launch_tasks(scenario, subjects, effort.steps, seed=seed, launch=number)
         report(f"launch {number + 1} of {max(rules.launches, number + 1)}: a fresh process per lane")
-        started = clock()
         try:
             launch = run(tasks, done, done + len(tasks) * max(1, rules.launches - number))
         except (KeyboardInterrupt, WorkerFailedError) as stopped:
             if not result.launches:
                 raise
-            result.stopped, result.reason = stopped, str(stopped) or "interrupted"
+            result.stopped, effort = stopped, Effort((), str(stopped) or "interrupted")
             break
         done += len(tasks)
         result.launches.append(launch)
         result.efforts.append(effort)
         seen = [Seen(each.predicted_s, (*each.launches, _steps(launch, i))) for i, each in enumerate(seen)]
         overhead_s = max(0.0, clock() - started - launch_s(seen, rules, effort.steps))
-    result.after = look()
+    result.reason, result.after = effort.reason, look()
     return result
 
 

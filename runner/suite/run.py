@@ -56,17 +56,11 @@ def run_suite(
         InputError: torch is not installed, or the suite itself is wrong.
     """
     require_torch()
-    place = runs / f"suite-{suite.name}"
-    begin = time.monotonic()
-    kept: dict[str, CaseResult] = {}
-    for case in suite.cases:
-        found = None if again else read_case(place / case.name, suite.digest(case, seed))
-        if found is not None:
-            report(f"{case.name}: complete since {found.date}")
-            kept[case.name] = found
+    place, begin = runs / f"suite-{suite.name}", time.monotonic()
+    kept = {} if again else complete_cases(suite, place, seed, report)
+    todo = [case for case in suite.cases if case.name not in kept]
     notes: list[str] = []
     interrupted = False
-    todo = [case for case in suite.cases if case.name not in kept]
     for number, case in enumerate(todo):
         left_s = None if budget_s is None else budget_s - (time.monotonic() - begin)
         if left_s is not None and left_s < LEAST_CASE_S:
@@ -80,10 +74,20 @@ def run_suite(
             interrupted = True
             break
     done = [kept[case.name] for case in suite.cases if case.name in kept]
-    result = suite_result(suite.name, done, whole=len(done) == len(suite.cases), interrupted=interrupted, notes=notes)
+    whole = len(done) == len(suite.cases)
+    result = suite_result(suite.name, done, whole=whole, interrupted=interrupted, notes=notes)
     if done:
         write_text(place / "suite.json", to_json(result.document()))
     return result
+
+
+def complete_cases(suite: Suite, place: Path, seed: int, report: Report) -> dict[str, CaseResult]:
+    """The cases whose results are on disk, each of the suite's present version of it."""
+    found = {case.name: read_case(place / case.name, suite.digest(case, seed)) for case in suite.cases}
+    kept = {name: result for name, result in found.items() if result is not None}
+    for name, result in kept.items():
+        report(f"{name}: complete since {result.date}")
+    return kept
 
 
 def run_case(
