@@ -93,6 +93,7 @@ def import_runs(
     warmup: int = WARMUP,
     prediction: Path | None = None,
     twin_of: str | None = None,
+    folder: Path | None = None,
 ) -> Imported:
     """Turn logs and traces of a plan's training into a measured run, and write it beside its prediction.
 
@@ -107,12 +108,15 @@ def import_runs(
         warmup: first steps of each launch that do not count.
         prediction: folder of the simulated run that predicted it. None: it is predicted now, and the run says so.
         twin_of: label of the run that this repeats (A/A).
+        folder: gets the two runs, in place of one in ``runs``; it must not exist.
 
     Raises:
-        InputError: a file cannot be read, too few steps, or the prediction is of another plan or workload.
+        InputError: the folder exists, a file cannot be read, too few steps, or the prediction is of another plan or workload.
         PlanError: the plan breaks a rule of the scenario.
     """
     plan.check(scenario)
+    if folder is not None and folder.exists():
+        raise InputError(str(folder), "exists", "choose another folder, or remove it")
     launches = settled(read_logs(files, scenario, kind), warmup)
     predicted, sealed, notes = _prediction(scenario, plan, policy, label, prediction)
     sources = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
@@ -132,7 +136,7 @@ def import_runs(
         }
     )
     measured = replace(measured, manifest=manifest)
-    folder = runs / f"import-{slug(label)}-{manifest.run_id[:8]}"
+    folder = folder or runs / f"import-{slug(label)}-{manifest.run_id[:8]}"
     with whole_folder(folder) as place:
         write_run(predicted, place / "00-predicted")
         write_run(measured, place / "01-measured")

@@ -18,7 +18,9 @@ def import_(
         typer.Argument(help="With --scenario: CSV, torch traces or Megatron logs. Else: layer times (JSON)."),
     ],
     *,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Layer-profile file to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the two runs, or layer-profile file, to write.")
+    ] = None,
     scenario: Annotated[str | None, typer.Option(help="What ran: makes a measured run of step times.")] = None,
     policy: Annotated[str | None, typer.Option("--policy", "-p", help="Policy that planned it.")] = None,
     plan: Annotated[Path | None, typer.Option(help="Its plan (JSON), in place of a policy.")] = None,
@@ -36,8 +38,6 @@ def import_(
     """Turn measured step times into a run for compare and gate, or layer times into a layer-profile file."""
     if scenario is None and prediction is None:
         return _layer_times(files, out)
-    if out is not None:
-        raise InputError("--out", "is for layer times", "runs go to the folder of --runs")
     world, wanted, record = _ran(scenario, policy, plan, prediction, settings or [])
     from .runs import READERS, import_runs
 
@@ -54,6 +54,7 @@ def import_(
         warmup=warmup,
         prediction=prediction,
         twin_of=twin_of,
+        folder=out,
     )
     _tell(done, as_json)
     return None

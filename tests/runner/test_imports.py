@@ -344,7 +344,7 @@ def test_the_verb(make_document: Any, tmp_path: Path, capsys: pytest.CaptureFixt
         ([str(steps)], "--out: is missing (step times need --scenario, or --prediction)"),
         ([str(steps), "--scenario", str(scenario)], "PLAN: is not named, or twice"),
         ([str(steps), "--prediction", predicted, "--format", "xml"], "--format: 'xml' is no format"),
-        ([str(steps), "--prediction", predicted, "-o", "x.json"], "--out: is for layer times"),
+        ([str(steps), "--prediction", predicted, "-o", str(tmp_path)], "exists (choose another folder"),
     ):
         assert run(["import", *arguments, *runs]) == 2
         error = capsys.readouterr().err
