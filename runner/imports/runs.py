@@ -111,7 +111,8 @@ def import_runs(
         folder: gets the two runs, in place of one in ``runs``; it must not exist.
 
     Raises:
-        InputError: the folder exists, a file cannot be read, too few steps, or the prediction is of another plan or workload.
+        InputError: the folder exists, a file cannot be read, too few steps, or the prediction is of another plan or
+            workload.
         PlanError: the plan breaks a rule of the scenario.
     """
     plan.check(scenario)
