@@ -18,6 +18,8 @@ from typing import IO, Any
 from .watch import Fault
 
 Event = dict[str, Any]
+ENDS = ("fault", "interrupted")
+"""Events that end a launch before its time."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -130,15 +132,20 @@ class Attempt:
     def fail(self, fault: Fault) -> None:
         """Write down what went wrong, and what is lost by it."""
         last_sign_s = time.monotonic() - fault.silent_s
-        self.journal.write(
-            "fault",
-            attempt=self.number,
-            **{**asdict(fault), "detected_after_s": fault.silent_s},
-            reached_step=self.reached,
-            checkpoint_step=self.saved_step,
-            steps_lost=self.reached - self.saved_step,
-            recompute_s=max(0.0, last_sign_s - self.safe_s) if self.safe_s is not None else 0.0,
-        )
+        self.journal.write("fault", **asdict(fault), detected_after_s=fault.silent_s, **self._lost(last_sign_s))
+
+    def interrupt(self) -> None:
+        """Write down that somebody ended it, and what is lost by that."""
+        self.journal.write("interrupted", **self._lost(time.monotonic()))
+
+    def _lost(self, last_sign_s: float) -> dict[str, Any]:
+        return {
+            "attempt": self.number,
+            "reached_step": self.reached,
+            "checkpoint_step": self.saved_step,
+            "steps_lost": self.reached - self.saved_step,
+            "recompute_s": max(0.0, last_sign_s - self.safe_s) if self.safe_s is not None else 0.0,
+        }
 
 
 @dataclass(frozen=True)
@@ -166,27 +173,41 @@ class Spent:
 def spent(events: Sequence[Event]) -> Spent:
     """Add up a journal, from the first step to the last checkpoint.
 
-    The pause between two runs of a driver that was killed counts as restart. What is useful is what is left: so the
-    parts sum to the wall time by construction, and it is the useful time that can be held against the steps' own.
+    The pause before a driver that goes on counts as restart, or as detection where the one before was killed. What is
+    useful is what is left: so the parts sum to the wall time by construction, and it is the useful time that can be
+    held against the steps' own.
     """
+    events = _on_one_clock(events)
     begun = [event for event in events if event["event"] == "begun"]
     saved = [event for event in events if event["event"] == "saved"]
     if not begun or not saved:
         return Spent(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
     first, last = begun[0]["at_s"], saved[-1]["at_s"]
-    faults = [event for event in events if event["event"] == "fault" and first <= event["at_s"] <= last]
+    ends = [event for event in events if event["event"] in ENDS and first <= event["at_s"] <= last]
     wall_s = last - first
     checkpoint_s = sum(event["seconds"] for event in saved)
-    recompute_s = sum(event["recompute_s"] for event in faults)
-    detection_s = sum(event["detected_after_s"] for event in faults)
-    restart_s = sum(_ended(events, fault["at_s"], last) - fault["at_s"] for fault in faults)
+    recompute_s = sum(event["recompute_s"] for event in ends)
+    detection_s = sum(event.get("detected_after_s", 0.0) for event in ends)
+    restart_s = sum(_ended(events, end["at_s"], last) - end["at_s"] for end in ends)
+    faults = sum(event["event"] == "fault" for event in ends)
     useful_s = wall_s - checkpoint_s - recompute_s - detection_s - restart_s
-    return Spent(wall_s, useful_s, checkpoint_s, recompute_s, detection_s, restart_s, len(faults))
+    return Spent(wall_s, useful_s, checkpoint_s, recompute_s, detection_s, restart_s, faults)
 
 
 def _ended(events: Sequence[Event], after_s: float, last_s: float) -> float:
     """When the restart after a fault was over: at the first step again, or at the last sign before the next fault."""
     for event in events:
-        if event["event"] in ("begun", "fault") and event["at_s"] > after_s:
+        if event["event"] in ("begun", *ENDS) and event["at_s"] > after_s:
             return float(event["at_s"] - event.get("detected_after_s", 0.0))
     return last_s
+
+
+def _on_one_clock(events: Sequence[Event]) -> list[Event]:
+    """The events with times that never go back: the clock begins anew with the host; what was between is unknown."""
+    found: list[Event] = []
+    shift_s = 0.0
+    for event in events:
+        if found and event["at_s"] + shift_s < found[-1]["at_s"]:
+            shift_s = found[-1]["at_s"] - event["at_s"]
+        found.append({**event, "at_s": event["at_s"] + shift_s})
+    return found

@@ -64,6 +64,9 @@ def survive(course: Course) -> LaunchResult:
         attempt = Attempt(journal, course.members, checkpoint.manifest.step if checkpoint else 0, first)
         try:
             return _launch(course, attempt, checkpoint)
+        except KeyboardInterrupt:
+            attempt.interrupt()
+            raise
         except FaultError as error:
             attempt.fail(error.fault)
             in_vain = 1 if attempt.saved_step > attempt.from_step else in_vain + 1

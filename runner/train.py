@@ -217,14 +217,13 @@ def _through(folder: TrainingFolder, about: About, runs: Path, report: Report, t
         raise InputError(str(data), "holds other samples than the training began with", "train anew")
     job["dropout"] = scenario.training.dropout
     course = Course(folder, about, lanes_of(scenario), job, data, report, tick)
-    every = about.checkpoint_every_steps or "no"
+    when = f"every {about.checkpoint_every_steps} steps" if about.checkpoint_every_steps else "the last step"
     report(f"training {scenario.training.steps} steps as {about.policy.label()} divides them: {about.divided.split()}")
-    report(f"a checkpoint after every {every} steps, in {folder.path}")
+    report(f"a checkpoint after {when}, in {folder.path}")
     with folder.alone():
         try:
             launch = survive(course)
         except KeyboardInterrupt:
-            folder.journal.write("interrupted")
             report(f"to go on: steelyard train --resume {folder.path}")
             raise
         except WorkerFailedError as error:

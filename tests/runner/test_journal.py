@@ -88,6 +88,17 @@ def histories(draw: st.DrawFn) -> tuple[list[Event], dict[str, float]]:
     return events, cost
 
 
+@given(histories(), st.integers(0, 40), st.floats(0.0, 1000.0))
+def test_a_host_that_was_started_anew_costs_no_negative_time(
+    history: tuple[list[Event], dict[str, float]], at: int, back_s: float
+) -> None:
+    events, cost = history
+    later = [
+        {**event, "at_s": event["at_s"] - (back_s if number >= at else 0.0)} for number, event in enumerate(events)
+    ]
+    assert 0 <= spent(later).wall_s <= sum(cost.values()) + 1e-6
+
+
 @given(histories())
 def test_the_parts_are_what_they_were_made_of_and_sum_to_the_wall_time(
     history: tuple[list[Event], dict[str, float]],
@@ -98,6 +109,18 @@ def test_the_parts_are_what_they_were_made_of_and_sum_to_the_wall_time(
         assert getattr(found, f"{name}_s") == pytest.approx(seconds, abs=1e-6)
     assert found.wall_s == pytest.approx(sum(cost.values()))
     assert found.goodput == pytest.approx(cost["useful"] / sum(cost.values()))
+
+
+def test_an_interruption_is_no_fault_and_its_pause_is_not_useful() -> None:
+    events = [
+        {"event": "begun", "at_s": 0.0},
+        {"event": "saved", "at_s": 5.0, "seconds": 1.0},
+        {"event": "interrupted", "at_s": 7.0, "recompute_s": 2.0},
+        {"event": "begun", "at_s": 107.0},
+        {"event": "saved", "at_s": 111.0, "seconds": 1.0},
+    ]
+    found = spent(events)
+    assert (found.useful_s, found.restart_s, found.recompute_s, found.faults) == (7.0, 100.0, 2.0, 0)
 
 
 def test_lines_that_are_no_events_are_passed_over() -> None:
