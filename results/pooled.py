@@ -20,6 +20,7 @@ from .record import SCHEMA_VERSION, Record
 JUDGED_FROM = 200
 """Launch medians from which on the coverage of several cases is judged."""
 MOST_MAPE, MOST_WORST, LEAST_TAU, LEAST_REGRET_LIMIT = 3.0, 8.0, 0.9, 1.0
+MOST_CALIBRATED_MAPE = 8.0
 MOST_WIDTH, MOST_BALANCE, LEAST_OPTIMUM, LEAST_P = 10.0, 2.0, 95.0, 0.05
 SHARED_TIMES, SHARED_PERCENT = 1.5, 3.0
 """Lanes that share a core: their error may be so many times their own noise floor, plus so much."""
@@ -73,6 +74,8 @@ class Pooled(Record):
     balance_plans: int
     mape_percent: float
     mape_drift_adjusted_percent: float | None
+    mape_by_fidelity: dict[str, float]
+    """Mean absolute error of each fidelity over the plans that it predicted."""
     worst_error_percent: float
     worst_signed_error_percent: float
     worst_plan: str
@@ -179,6 +182,7 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
         mape_drift_adjusted_percent=None
         if None in adjusted
         else sum(count * (each or 0.0) for count, each in zip(plans, adjusted, strict=True)) / sum(plans),
+        mape_by_fidelity=_by_fidelity([row for case in cases for row in case.rows]),
         worst_error_percent=abs(worst),
         worst_signed_error_percent=worst,
         worst_plan=worst_plan,
@@ -216,6 +220,11 @@ def criteria(pooled: Pooled) -> list[Criterion]:
             met=None if pooled.coverage_p_value is None else pooled.coverage_p_value >= LEAST_P,
         ),
         _at_most("width of the intervals, %", pooled.interval_width_percent, MOST_WIDTH),
+        _at_most(
+            "mean absolute error, calibrated (the model never ran), %",
+            pooled.mape_by_fidelity.get("calibrated"),
+            MOST_CALIBRATED_MAPE,
+        ),
         _at_least("share of the optimum, two lanes, %", pooled.optimum_share_percent, LEAST_OPTIMUM),
     ]
     return found
@@ -251,6 +260,15 @@ def _coverage(seen: Sequence[Observation]) -> dict[str, Any]:
         "coverage_p_value": binomial_p_value(inside, len(seen)) if judged else None,
         "interval_width_percent": _mean([each.width_percent for each in seen]),
     }
+
+
+def _by_fidelity(rows: Sequence[PlanRow]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for name, seconds in row.predicted_at.items():
+            if row.measured is not None:
+                found.setdefault(name, []).append(100 * abs(seconds / row.measured.median_s - 1))
+    return {name: _mean(errors) for name, errors in found.items()}
 
 
 def _error(row: PlanRow) -> float:

@@ -16,9 +16,12 @@ from ...results.errors import InputError, WorkerFailedError
 from ...results.pooled import CaseResult, Observation, SuiteResult, suite_result
 from ...results.record import Run
 from ...results.store import read_text, to_json, write_text
+from ...sim.device import Cluster
 from ...sim.spec import MAX_INPUT_BYTES, Scenario, scenario_from
 from ..calibrate import Report, Tick, calibrate, resolver
+from ..devices import NamedLane
 from ..launch import require_torch
+from ..operators import calibrate_operators, tables_path
 from ..replay import Study, lanes_of, replay
 from .cases import Case, Suite, runnable
 
@@ -94,15 +97,16 @@ def run_case(
     suite: Suite, case: Case, place: Path, *, seed: int, budget_s: float | None, report: Report, bar: Bar
 ) -> CaseResult:
     """One case: its lanes are calibrated, its plans predicted and measured; what cannot be had here is a reason."""
-    folder, begin = place / case.name, time.monotonic()
+    folder, runs, begin = place / case.name, place / "runs", time.monotonic()
     document = write_scenario(suite, case, folder)
     result = CaseResult(name=case.name, family=case.family, digest=suite.digest(case, seed), date=_today())
     try:
         with bar(f"{case.name}: calibrating") as tick:
             # A host drifts: tables of an hour ago would be judged for it.
-            calibrate(document, folder, folder / "runs", again=True, report=report, tick=tick)
+            found = calibrate(document, folder, runs, again=True, report=report, tick=tick)
         notes: list[str] = []
-        resolve = resolver(folder / "runs", notes=notes)
+        time_operators(found.cluster, runs, report, notes)
+        resolve = resolver(runs, notes=notes)
         scenario = scenario_from(resolve(document, folder), folder)
         policies, skipped = runnable(scenario, case)
         left_s = None if budget_s is None else max(1.0, budget_s - (time.monotonic() - begin))
@@ -110,7 +114,7 @@ def run_case(
             study = replay(
                 scenario,
                 policies,
-                folder / "runs",
+                runs,
                 seed=seed,
                 budget_s=left_s,
                 notes=notes,
@@ -128,6 +132,18 @@ def run_case(
     result = result.model_copy(update={"seconds": time.monotonic() - begin})
     write_text(folder / RESULT, to_json(result.model_dump(mode="json")))
     return result
+
+
+def time_operators(cluster: Cluster, runs: Path, report: Report, notes: list[str]) -> None:
+    """Time the operators on the lanes once for all cases that have them: predictions of models that never ran.
+
+    Where that fails, the suite goes on without such predictions, and the runs say so.
+    """
+    lanes = [NamedLane(**each.lane.model_dump(), name=each.name) for each in cluster.devices if each.lane is not None]
+    try:
+        calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), report=report)
+    except WorkerFailedError as error:
+        notes.append(f"no calibrated prediction: {error}")
 
 
 def judged(study: Study, scenario: Scenario) -> dict[str, Any]:

@@ -53,6 +53,18 @@ def test_copies_of_a_case_change_counts_and_nothing_else(case: CaseResult, copie
     assert many.coverage_judged == (many.coverage_count >= JUDGED_FROM)
 
 
+def test_each_fidelity_is_scored_on_the_plans_that_it_predicted(case: CaseResult) -> None:
+    assert case.comparison is not None
+    twice = {
+        row.label: {**row.predicted_at, "datasheet": 2 * row.measured.median_s} for row in case.rows if row.measured
+    }
+    rows = [row.model_copy(update={"predicted_at": twice.get(row.label, {})}) for row in case.comparison.plans]
+    other = case.model_copy(update={"comparison": case.comparison.model_copy(update={"plans": rows})})
+    found = pool([other]).mape_by_fidelity
+    assert found["datasheet"] == pytest.approx(100.0)
+    assert found["profiled"] == pytest.approx(pool([case]).mape_percent)
+
+
 def test_times_of_other_work_are_never_ranked_against_each_other(case: CaseResult) -> None:
     """Two cases, the one with all times a hundredfold: pairs are within cases, so tau and pairs just add."""
     slow = case.model_copy(update={"name": "slow"})
@@ -109,6 +121,7 @@ def test_an_aim_is_met_by_its_own_measure(case: CaseResult) -> None:
             "coverage_p_value": 0.05,
             "interval_width_percent": 10.0,
             "optimum_share_percent": 95.0,
+            "mape_by_fidelity": {"calibrated": 8.0},
         }
     )
     assert all(each.met for each in criteria(good))

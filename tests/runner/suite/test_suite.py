@@ -93,7 +93,7 @@ def test_a_small_suite_is_measured_whole_and_not_twice(tmp_path: Path, capsys: p
     (done, nowhere) = document["cases"]
     assert "grid(tensor=2)" in done["skipped"]
     assert "there is no core 60000" in nowhere["skipped"]["all plans"]  # a core that no host has
-    study = tmp_path / "suite-small" / "bert-splits" / "runs" / done["folder"]
+    study = tmp_path / "suite-small" / "runs" / done["folder"]
     sealed = json.loads((study / "predictions.json").read_text())
     assert sealed["sha256"] == digest(sealed["predictions"]) == done["predictions_sha256"]
     assert json.loads((tmp_path / "suite-small" / "suite.json").read_text()) == document
