@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,9 @@ FLAT = (64, 1024, 8192, 65536, 262144, 2**20, 2**21)
 SECONDS = 40.0
 """What measuring takes, about; the slowest lane decides."""
 TIMEOUT_S = 60.0
-STEPS = 9
+ROUNDS, STEPS = 2, 5
+"""Everything is timed in so many rounds, and the shortest time counts: neighbours lengthen, never shorten.
+Each small model runs so many steps a round."""
 
 PRODUCTS = ("mm nn", "mm nt", "mm tn", "addmm nn", "addmm nt")
 ROWWISE = ("layer_norm", "layer_norm backward", "softmax", "softmax backward", "mean", "sum rows")
@@ -152,7 +154,7 @@ def measure_tables(lanes: Sequence[NamedLane], dtype: str) -> dict[str, Operator
 
 
 def operator_tasks(dtype: str) -> list[Task]:
-    """One task per grid, then one per small model."""
+    """In each round one task per grid, then one per small model."""
     timed: list[Task] = [
         {
             "op": "operators",
@@ -161,7 +163,7 @@ def operator_tasks(dtype: str) -> list[Task]:
         }
         for grid in grids()
     ]
-    return timed + [
+    passes: list[Task] = [
         {
             "op": "reference",
             "model": reference_config(config),
@@ -173,6 +175,12 @@ def operator_tasks(dtype: str) -> list[Task]:
         }
         for config, samples, tokens in REFERENCES
     ]
+    return ROUNDS * (timed + passes)
+
+
+def shortest(rounds: Iterable[Sequence[float]]) -> list[float]:
+    """The shortest time of each point over the rounds."""
+    return [min(each) for each in zip(*rounds, strict=True)]
 
 
 def reference_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,14 +200,14 @@ def build_table(
     launch: LaunchResult, rank: int, repeat: int, dtype: str, captured: Sequence[Sequence[LayerCalls]]
 ) -> OperatorTable:
     """One lane's table from what its worker measured; a lane that repeats its passes takes so many times as long."""
-    measured = [
-        _grid(grid, answer["seconds"]) for grid, (_, answer) in zip(grids(), launch.of("operators", rank), strict=True)
-    ]
+    chosen, answers = grids(), [answer["seconds"] for _, answer in launch.of("operators", rank)]
+    measured = [_grid(grid, shortest(answers[number :: len(chosen)])) for number, grid in enumerate(chosen)]
     bare = OperatorTable(dtype=dtype, grids=measured)  # type: ignore[arg-type]  # pydantic checks the name
-    passes = [answer for _, answer in launch.of("reference", rank)]
+    passes = [(answer["forward_s"], answer["backward_s"]) for _, answer in launch.of("reference", rank)]
     forward = [_Row.of(bare, [layer.forward for layer in each]) for each in captured]
     backward = [_Row.of(bare, [layer.backward for layer in each]) for each in captured]
-    seconds_f, seconds_b = [each["forward_s"] for each in passes], [each["backward_s"] for each in passes]
+    seconds = [shortest(passes[number :: len(captured)]) for number in range(len(captured))]
+    seconds_f, seconds_b = [each[0] for each in seconds], [each[1] for each in seconds]
     residuals = [
         (m_f + m_b) / (f + b) - 1
         for m_f, m_b, f, b in zip(

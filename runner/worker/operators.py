@@ -25,7 +25,7 @@ KEPT_BYTES = 12 * 2**20
 MOST_SETS = 48
 CHUNK_S = 2e-4
 """Calls are timed in runs that take at least so long: the clocks do not tell less."""
-CHUNKS, WARM_UP = 5, 2
+CHUNKS, WARM_UP = 3, 2
 LONG_S, LONG_CALLS = 5e-3, 2
 """A call that takes longer than this is timed so many times, and the shortest counts."""
 ENOUGH_S = 0.06

@@ -1,0 +1,104 @@
+"""Operators on lanes: every kind can be timed, the shortest round counts, and predictions hold three fidelities."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from steelyard.policies import make_policy
+from steelyard.results.record import digest
+from steelyard.results.store import read_run
+from steelyard.runner.devices import NamedLane
+from steelyard.runner.fidelity import at_calibrated, at_datasheet, others, sizes_of
+from steelyard.runner.launch import LaunchResult, Task, run_group
+from steelyard.runner.operators import (
+    REFERENCES,
+    build_table,
+    grids,
+    operator_tasks,
+    reference_calls,
+    tables_path,
+    write_tables,
+)
+from steelyard.runner.replay import distinct_entries, hold_out, predict
+from steelyard.sim.operators import OperatorTable
+from steelyard.sim.spec import Scenario
+
+PER_UNIT_S = 1e-9
+SLOW_ROUND = 1.5
+
+
+@pytest.fixture(scope="module")
+def table() -> OperatorTable:
+    """What a lane would give whose operators take time in proportion to their sizes, the first round disturbed."""
+    tasks = operator_tasks("fp32")
+    seen: set[str] = set()
+    answers: list[Task] = []
+    for task in tasks:
+        slow = SLOW_ROUND if (name := json.dumps(task)) not in seen else 1.0
+        seen.add(name)
+        if task["op"] == "operators":
+            answers.append({"seconds": [slow * (1e-6 + PER_UNIT_S * sum(each["sizes"])) for each in task["points"]]})
+        else:
+            work = PER_UNIT_S * task["samples"] * task["tokens"] * 1e3
+            answers.append({"forward_s": slow * (2e-3 + work), "backward_s": slow * (3e-3 + 2 * work)})
+    launch = LaunchResult(tasks, [answers])
+    return build_table(launch, 0, 1, "fp32", [reference_calls(*each) for each in REFERENCES])
+
+
+def test_the_shortest_round_counts(table: OperatorTable) -> None:
+    for grid, made in zip(grids(), table.grids, strict=True):
+        expected = [1e-6 + PER_UNIT_S * sum(point) if grid.measured(point) else 0.0 for point in grid.points]
+        assert made.seconds == pytest.approx(expected)
+    assert len(table.residuals) == len(REFERENCES)
+
+
+def test_all_three_fidelities_are_sealed_before_anything_runs(
+    tiny_scenario: Scenario, table: OperatorTable, lanes: list[NamedLane], tmp_path: Path
+) -> None:
+    write_tables(tables_path(tmp_path, lanes, "fp32"), {lane.name: table for lane in lanes})
+    entries, _ = distinct_entries(tiny_scenario, [make_policy("uniform")])
+    weaker, missing = others(tiny_scenario, [entry.plan for entry in entries], tmp_path)
+    assert missing == []
+    folder = tmp_path / "study"
+    predicted, sealed = predict(hold_out(tiny_scenario, entries), entries, folder, 0, [], weaker=weaker)
+    document = json.loads((folder / "predictions.json").read_text())
+    assert document["sha256"] == sealed == digest(document["predictions"])
+    told = document["predictions"][0]["fidelities"]
+    assert sorted(told) == ["calibrated", "datasheet"]
+    assert all(each["p50_s"] > 0 for each in told.values())
+    (stored,) = [read_run(path) for path in folder.iterdir() if path.is_dir()]
+    assert stored.manifest.predicted_at == told
+    assert predicted[0].prediction is not None
+    assert predicted[0].prediction.summary.fidelity == "profiled"
+
+
+def test_without_tables_a_replay_says_what_is_missing(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    entries, _ = distinct_entries(tiny_scenario, [make_policy("uniform")])
+    weaker, missing = others(tiny_scenario, [entry.plan for entry in entries], tmp_path)
+    assert sorted(weaker) == ["datasheet"]
+    assert len(missing) == 1
+    assert "calibrate --operators" in missing[0]
+
+
+def test_what_a_fidelity_says_repeats(tiny_scenario: Scenario, table: OperatorTable) -> None:
+    entries, _ = distinct_entries(tiny_scenario, [make_policy("uniform")])
+    tables = {device.name: table for device in tiny_scenario.cluster.devices}
+    sizes = sizes_of(entry.plan for entry in entries)
+    assert at_calibrated(tiny_scenario, tables, sizes) == at_calibrated(tiny_scenario, tables, sizes)
+    assert at_datasheet(tiny_scenario) == at_datasheet(tiny_scenario)
+
+
+@pytest.mark.slow
+def test_every_kind_can_be_timed_on_real_lanes(lanes: list[NamedLane]) -> None:
+    points = [{"kind": grid.kind, "sizes": list(grid.points[0])} for grid in grids()]
+    passes = [task for task in operator_tasks("fp32") if task["op"] == "reference"][:1]
+    tasks: list[Task] = [{"op": "operators", "dtype": "fp32", "points": points}, *passes]
+    launch = run_group(lanes, tasks, {}, timeout_s=60.0)
+    for rank in range(len(lanes)):
+        ((_, answer),) = launch.of("operators", rank)
+        assert len(answer["seconds"]) == len(points)
+        assert all(0 < seconds < 60 for seconds in answer["seconds"])
+        ((_, times),) = launch.of("reference", rank)
+        assert min(times["forward_s"], times["backward_s"]) > 0
