@@ -1,0 +1,102 @@
+"""Who is at fault: real processes that speak the workers' protocol, and each way in which a group can get stuck."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from steelyard.runner.devices import NamedLane
+from steelyard.runner.watch import Fault, FaultError, Worker, watch
+
+READY = "echo done 0; "
+FOREVER = "exec sleep 60"
+RESET = "echo 'RuntimeError: Connection reset by peer' >&2; exit 1"
+
+Watched = Callable[..., Fault]
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    """Starts a shell for each script, watches them as a group of one task, and gives back the fault."""
+    workers: list[Worker] = []
+
+    def run(*scripts: str, timeout_s: float = 1.0) -> Fault:
+        for rank, script in enumerate(scripts):
+            log = tmp_path / f"rank-{rank}.log"
+            with log.open("wb") as output:
+                process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=output)
+            workers.append(Worker(NamedLane(name="abc"[rank]), rank, process, log))
+        with pytest.raises(FaultError) as failed:
+            watch(workers, 1, timeout_s)
+        assert str(failed.value) == failed.value.fault.what
+        return failed.value.fault
+
+    yield run
+    for worker in workers:
+        worker.process.kill()
+        worker.process.communicate()
+
+
+def test_the_one_that_is_behind_is_named_though_its_peers_are_as_silent(watched: Watched) -> None:
+    waits = f"{READY} echo alive; echo waits; {FOREVER}"
+    fault = watched(waits, f"{READY} echo alive; {FOREVER}", waits)
+    assert (fault.kind, fault.lane) == ("hung", "b")
+    assert "worker 'b' (rank 1) hung: silent for 1 s" in fault.what
+    assert fault.silent_s >= 1.0
+
+
+def test_nobody_is_named_where_nobody_is_behind(watched: Watched) -> None:
+    fault = watched(*[f"{READY} echo waits; {FOREVER}"] * 2)
+    assert (fault.kind, fault.lane) == ("hung", None)
+    assert "'a', 'b' hung together" in fault.what
+
+
+def test_a_stopped_worker_is_named_before_those_that_are_behind(watched: Watched) -> None:
+    """It is ahead by signs, and it is the one that a signal stopped."""
+    fault = watched(f"{READY} {FOREVER}", f"{READY} echo alive; echo waits; kill -STOP $$; {FOREVER}", timeout_s=2.0)
+    assert (fault.kind, fault.lane) == ("stopped", "b")
+
+
+def test_a_killed_worker_is_the_cause_and_its_peers_complaint_is_not(watched: Watched) -> None:
+    fault = watched(f"{READY} {RESET}", f"{READY} kill -KILL $$", timeout_s=30.0)
+    assert (fault.kind, fault.lane) == ("killed", "b")
+    assert "was killed by SIGKILL after 0 tasks" in fault.what
+
+
+def test_a_worker_that_errs_by_itself_is_named_with_its_last_line(watched: Watched) -> None:
+    fault = watched(f"{READY} {RESET}", f"{READY} echo 'KeyError: 7' >&2; exit 1", timeout_s=30.0)
+    assert (fault.kind, fault.lane) == ("erred", "b")
+    assert fault.what.endswith("ended with code 1 after 0 tasks: KeyError: 7")
+
+
+def test_a_disk_that_is_full_is_named_with_the_systems_words(watched: Watched) -> None:
+    fault = watched(f"{READY} {FOREVER}", f"{READY} echo 'OSError: [Errno 28] No space left on device' >&2; exit 1")
+    assert (fault.kind, fault.lane) == ("erred", "b")
+    assert "No space left on device" in fault.what
+
+
+def test_torchs_words_for_a_lack_of_memory_are_understood(watched: Watched) -> None:
+    words = "RuntimeError: [enforce fail] DefaultCPUAllocator: cannot allocate memory: can't allocate memory"
+    fault = watched(f"{READY} {FOREVER}", f'{READY} echo "{words}" >&2; exit 1', timeout_s=30.0)
+    assert (fault.kind, fault.lane) == ("memory", "b")
+    assert "it exceeded its memory" in fault.what
+
+
+def test_where_all_blame_their_peers_and_nobody_died_before_it_was_the_link(watched: Watched) -> None:
+    fault = watched(f"{READY} {RESET}", f"{READY} {RESET}", timeout_s=30.0)
+    assert (fault.kind, fault.lane) == ("link", None)
+    assert "link between 'a' and 'b'" in fault.what
+
+
+def test_a_peer_that_gave_up_waiting_points_at_the_one_that_still_runs(watched: Watched) -> None:
+    fault = watched(f"{READY} {RESET}", f"{READY} {FOREVER}", timeout_s=30.0)
+    assert (fault.kind, fault.lane) == ("hung", "b")
+    assert "its peers waited" in fault.what
+
+
+def test_a_worker_that_ends_well_with_its_work_undone_is_named(watched: Watched) -> None:
+    fault = watched(f"{READY} echo done 1", READY, timeout_s=30.0)
+    assert (fault.kind, fault.lane) == ("ended", "b")
+    assert "after 0 of 1 tasks" in fault.what
