@@ -16,7 +16,9 @@ from steelyard.results.metrics import (
     binomial_p_value,
     bootstrap_interval,
     halves,
+    interval_of,
     kendall_tau,
+    launch_intervals,
     median,
     regret_percent,
     stream,
@@ -119,3 +121,38 @@ def test_binomial_p_value_is_the_sum_of_the_less_likely(case: tuple[int, int]) -
     chances = [math.comb(count, k) * 0.8**k * 0.2 ** (count - k) for k in range(count + 1)]
     expected = sum(each for each in chances if each <= chances[inside] * (1 + 1e-7))
     assert binomial_p_value(inside, count) == pytest.approx(min(1.0, expected), rel=1e-6)
+
+
+LAUNCHES = st.lists(st.lists(st.floats(0.01, 1.0), min_size=12, max_size=12), min_size=2, max_size=6)
+
+
+@given(launches=LAUNCHES)
+def test_launch_intervals_lie_within_the_steps_and_need_so_many(launches: list[list[float]]) -> None:
+    found = launch_intervals(launches, [1, 3, 12, 13])
+    assert set(found) == {"1", "3", "12"}
+    steps = [seconds for launch in launches for seconds in launch]
+    assert all(min(steps) <= low <= high <= max(steps) for low, high in found.values())
+
+
+def test_intervals_of_longer_launches_are_narrower_and_hold_as_often_as_they_say() -> None:
+    """Medians of n of another sample of the same normal steps: eight in ten within, for each n."""
+    source = np.random.default_rng(7)
+    steps = [list(map(float, source.normal(1.0, 0.05, 48))) for _ in range(200)]
+    found = launch_intervals(steps, [3, 12, 48])
+    widths = [high - low for low, high in found.values()]
+    assert widths[0] > widths[1] > widths[2]
+    for count, (low, high) in found.items():
+        medians = [statistics.median(source.normal(1.0, 0.05, int(count))) for _ in range(2000)]
+        assert sum(low <= each <= high for each in medians) / 2000 == pytest.approx(0.8, abs=0.06)
+
+
+@given(steps=st.integers(1, 200), ends=st.tuples(st.floats(0.5, 1.0), st.floats(1.0, 2.0)))
+def test_an_interval_between_counts_lies_between_theirs(steps: int, ends: tuple[float, float]) -> None:
+    low, high = ends
+    known = {"3": (low - 0.2, high + 0.4), "12": (low, high), "48": (low + 0.01, high - 0.01)}
+    found = interval_of(known, steps)
+    assert found is not None
+    assert known["3"][0] <= found[0] <= known["48"][0]
+    assert known["48"][1] <= found[1] <= known["3"][1]
+    assert interval_of(known, 12) == pytest.approx(known["12"])
+    assert interval_of({}, steps) is None
