@@ -189,13 +189,13 @@ def _counts(strikes: Sequence[Strike], stormy: Drill, noticed: Sequence[tuple[St
 
 
 def lost_results(events: Sequence[Event]) -> list[str]:
-    """Launches that did not begin where the last checkpoint stood."""
+    """Launches that began before the last checkpoint; later is well: its writer was killed before it could say so."""
     found, saved = [], 0
     for event in events:
-        if event["event"] == "launch" and event["step"] != saved:
+        if event["event"] == "launch" and event["step"] < saved:
             found.append(f"launch {event['attempt']} began at step {event['step']}, step {saved} had been saved")
-        if event["event"] == "saved":
-            saved = event["step"]
+        if event["event"] in ("launch", "saved"):
+            saved = max(saved, event["step"])
     return found
 
 

@@ -102,6 +102,9 @@ def hang(strike: Strike) -> Strike:
 def test_a_launch_behind_the_last_checkpoint_is_a_lost_result() -> None:
     good = [{"event": "launch", "attempt": 0, "step": 0}, {"event": "saved", "step": 5}]
     assert lost_results([*good, {"event": "launch", "attempt": 1, "step": 5}]) == []
+    assert (
+        lost_results([*good, {"event": "launch", "attempt": 1, "step": 10}]) == []
+    )  # written, and killed in that breath
     (found,) = lost_results([*good, {"event": "launch", "attempt": 1, "step": 0}])
     assert "step 5 had been saved" in found
 
