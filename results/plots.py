@@ -35,6 +35,7 @@ MEASURED: Look = {"facecolor": "#08519c", "edgecolor": "#08306b", "label": "meas
 KINDS: dict[str, Look] = {
     "forward": {"facecolor": "#9ecae1", "hatch": ""},
     "backward": {"facecolor": "#2171b5", "hatch": ""},
+    "compute": {"facecolor": "#6baed6", "hatch": "\\\\"},
     "communication": {"facecolor": "#fdae6b", "hatch": "////"},
     "wait": {"facecolor": "#ffffff", "hatch": "...."},
     "input": {"facecolor": "#fee391", "hatch": "oo"},

@@ -45,6 +45,7 @@ each launch.
 LEDGER_OF_KIND: dict[str, str] = {
     "forward": "compute_s",
     "backward": "compute_s",
+    "compute": "compute_s",
     "optimizer": "optimizer_s",
     "communication": "communication_s",
     "wait": "wait_s",
@@ -53,7 +54,10 @@ LEDGER_OF_KIND: dict[str, str] = {
     "rebalance": "rebalance_s",
     "checkpoint": "checkpoint_s",
 }
-"""The ledger line that each kind of event counts towards; time under no event is ``idle_s``."""
+"""The ledger line that each kind of event counts towards; time under no event is ``idle_s``.
+
+``compute`` is forward and backward where nobody told them apart (an imported trace).
+"""
 
 
 class Record(BaseModel):

@@ -155,11 +155,9 @@ class View:
     @property
     def plan(self) -> Planned | None:
         """The plan that runs; None between plans."""
-        task = self.task
-        if task is None or task.get("op") not in ("block", "train", "course"):
-            return None
-        index = task.get("index", 0)
-        return self.known[index] if isinstance(index, int) and index < len(self.known) else None
+        task = self.task or {}
+        index = task.get("index", 0 if task.get("op") == "train" else None)
+        return self.known[index] if isinstance(index, int) and 0 <= index < len(self.known) else None
 
     @property
     def step_s(self) -> float | None:

@@ -165,7 +165,7 @@ def _spans(
     rank: int, start: float, end: float, compute: Sequence[Interval], collectives: Sequence[Interval]
 ) -> Iterable[Span]:
     """What lies within a step, in seconds from its beginning."""
-    for kind, intervals in (("forward", compute), ("communication", collectives)):
+    for kind, intervals in (("compute", compute), ("communication", collectives)):
         for begin, finish in intervals:
             if finish > start and begin < end:
                 yield Span(rank, kind, (max(begin, start) - start) * 1e-6, (min(finish, end) - start) * 1e-6)
