@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 from steelyard.runner.live import EVERY_S, LaneState, Planned, View, figures, listener, live, wanted, watcher_of
+from steelyard.runner.worker import signs as saying
 from steelyard.runner.worker.signs import Signs, resident_bytes
 
 TASKS = [
@@ -89,7 +90,7 @@ def test_the_plan_is_that_of_the_task_that_the_slowest_lane_is_at() -> None:
 
 
 @given(st.lists(st.floats(0, 0.3), max_size=60))
-def test_frames_are_drawn_at_most_four_times_a_second(pauses: list[float]) -> None:
+def test_frames_keep_their_distance(pauses: list[float]) -> None:
     clock, frames = Time(), []  # type: ignore[var-annotated]  # of texts
     seen = View("measuring", frames.append, clock)
     for pause in pauses:
@@ -137,7 +138,7 @@ def test_the_figures_of_the_lines_sum_to_what_the_steps_took(steps: list[tuple[f
     assert sum(each["steps"] for each in told) == len(steps)
     assert sum(each["s"] for each in told) == pytest.approx(sum(map(sum, steps)), abs=1e-4)
     assert sum(each["busy"] for each in told) == pytest.approx(sum(compute for compute, _ in steps), abs=1e-4)
-    assert len(told) <= sum(map(sum, steps)) / EVERY_S + 2
+    assert len(told) <= sum(map(sum, steps)) / saying.EVERY_S + 2
 
 
 def test_a_step_without_segments_is_a_plain_sign() -> None:
