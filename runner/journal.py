@@ -37,6 +37,7 @@ class Journal:
         """Add an event of now."""
         line = {"event": event, "when_utc": datetime.now(UTC).isoformat(timespec="milliseconds")}
         self.waiting.append(json.dumps({**line, "at_s": time.monotonic(), **fields}, allow_nan=False))
+        before = self.path.stat().st_size if self.path.exists() else 0
         try:
             with self.path.open("ab+") as file:
                 lead = b"" if _ends_well(file) else b"\n"  # a line that was cut short stays a line of its own
@@ -46,6 +47,8 @@ class Journal:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
+            if self.path.exists():
+                os.truncate(self.path, before)  # lines that found room would come twice
             return
         self.waiting.clear()
 
