@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,14 +46,16 @@ def held(layout: dict[str, Any], mode: Mode) -> Iterator[list[int]]:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(layout) + "\n")
-            process.stdin.flush()
+            with suppress(BrokenPipeError):  # it died before it could read: its silence is the answer
+                process.stdin.write(json.dumps(layout) + "\n")
+                process.stdin.flush()
             answer = json.loads(process.stdout.readline() or '{"error": "the holder of the namespaces died"}')
             if "error" in answer:
                 raise NetworkError(answer["error"])
             yield answer["pids"]
         finally:
-            process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 def main(mode: str) -> None:

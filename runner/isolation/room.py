@@ -15,7 +15,7 @@ from ..devices import NamedLane
 from ..symptoms import MemoryGroup
 from .capabilities import Host, this_host
 from .groups import Group, make_group, sweep
-from .holder import held
+from .holder import NetworkError, held
 from .owner import Owner
 from .warden import warden
 from .wiring import LANE_END, is_wired, layout
@@ -70,12 +70,15 @@ def rooms(lanes: Sequence[NamedLane], host: Host | None = None, *, interface: st
     refuse_unavailable(lanes, host)
     with ExitStack() as stack:
         sweep(host.places)
-        groups = [_groups(lane, host, stack) for lane in lanes]
+        groups = [_groups(lane, index, host, stack) for index, lane in enumerate(lanes)]
         stack.enter_context(warden([group for own in groups for group in own]))
         pids = [0] * len(lanes)
         if is_wired(lanes):
             assert host.network is not None, "refused above"
-            pids = stack.enter_context(held(layout(lanes), host.network))
+            try:
+                pids = stack.enter_context(held(layout(lanes), host.network))
+            except NetworkError as error:
+                raise InputError("cluster.hosts", f"the network cannot be built: {error}", "change them") from error
         interface = LANE_END if is_wired(lanes) else interface
         yield [Room(lane, own, pid, interface) for lane, own, pid in zip(lanes, groups, pids, strict=True)]
 
@@ -112,7 +115,7 @@ def _wants(lane: NamedLane) -> Iterator[tuple[str, bool, str]]:
     yield "wire.uplink_latency_us", wire.uplink_latency_us > 0, "link_latency"
 
 
-def _groups(lane: NamedLane, host: Host, stack: ExitStack) -> list[Group]:
+def _groups(lane: NamedLane, index: int, host: Host, stack: ExitStack) -> list[Group]:
     """The groups of one lane, which the stack removes."""
     if not asks(lane):
         return []
@@ -124,7 +127,12 @@ def _groups(lane: NamedLane, host: Host, stack: ExitStack) -> list[Group]:
             values = place.quota(lane.quota_cores, lane.cpu_period_us)
         elif place.controller == "memory" and lane.memory_limit_gib:
             values = place.limit(round(lane.memory_limit_gib * GIB))
-        if values:
+        if not values:
+            continue
+        try:
             found.append(make_group(place, name, values))
-            stack.callback(found[-1].remove)
+        except OSError as error:
+            problem = f"the kernel refuses {values}: {error.strerror}"
+            raise InputError(f"cluster.lanes.{index}", problem, "change its quota or limit") from error
+        stack.callback(found[-1].remove)
     return found

@@ -137,7 +137,7 @@ class Member:
 
             dist.barrier()
             if self.job.get("store") is not None:
-                self.offset_s = agreed_offset_s(self.rank, self.world)
+                self.offset_s = agreed_offset_s(self.rank, self.world, self.device)
 
     def now(self) -> float:
         """Monotonic seconds, the first member's clock for all of them, once the device has done its work."""
