@@ -25,6 +25,7 @@ pytestmark = pytest.mark.slow
 
 PORT = "29511"
 ADDRESS = "10.203.0.1"
+QUICK = ["--set", "calibration.launches=1", "--set", "replay.launches=1"]
 OWN_FILES = 'mount -t tmpfs none /tmp && cd /tmp && exec "$@"'
 """Private temporary files: what another machine writes is not there."""
 
@@ -102,10 +103,10 @@ def folder(tiny_folder: Path) -> Path:
 
 def test_a_study_over_two_machines(folder: Path) -> None:
     """Calibrated and replayed with variables set by hand; nobody listens but on the wire's address and loopback."""
-    _, heard = study(folder, by_hand, "calibrate", "tiny.toml")
+    _, heard = study(folder, by_hand, "calibrate", "tiny.toml", *QUICK)
     assert ADDRESS in heard
     assert all(address.startswith(("10.203.", "127.0.0.1")) for address in heard), heard
-    printed, _ = study(folder, by_torchrun, "replay", "tiny.toml", "--policy", "uniform", "--json")
+    printed, _ = study(folder, by_torchrun, "replay", "tiny.toml", "--policy", "uniform", "--json", *QUICK)
     comparison = json.loads(printed)
     assert comparison
     measured = list((folder / "runs").glob("replay-*/*measured"))
