@@ -32,6 +32,7 @@ REGISTRY: dict[str, str] = {
     "grid": "steelyard.policies.grid:Grid",
     "hybrid": "steelyard.policies.hybrid:Hybrid",
     "amp": "steelyard.policies.amp:Amp",
+    "sailor": "steelyard.policies.sailor:Sailor",
     "cut-uniform": "steelyard.policies.cuts:CutUniform",
     "cut-flops": "steelyard.policies.cuts:CutFlops",
     "cut-exact": "steelyard.policies.cuts:CutExact",

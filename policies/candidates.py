@@ -62,8 +62,7 @@ class Candidates:
         sizes = [size for size in self.foundry.sizes() if size <= 8]
         whole = 0, self.foundry.layers
         return (
-            max(size / self.foundry._stage_s(Seat(kind.number, degree), size, "none", *whole) for size in sizes)
-            / degree
+            max(size / self.foundry.stage_s(Seat(kind.number, degree), size, "none", *whole) for size in sizes) / degree
         )
 
     def fleets(self, zero: int) -> list[Rough]:

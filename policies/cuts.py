@@ -159,6 +159,8 @@ class CutExact:
         most = min(sum(counts), chain.layers)
         least = 1 if self.leave_out else most
         places = _equal(chain, least, most)
+        if _many(chain, counts) and bound_s(chain) > HOPELESS * best_s:
+            return places
         for share in SHARES if chain.schedule == "1f1b" else SHARES[:1]:
             limit = best_s if share == SHARES[0] else 0.0
             found = programmed(chain.loaded(share), counts, least=least, most=most, best_s=limit)
@@ -177,11 +179,30 @@ def _equal(chain: Chain, least: int, most: int) -> list[Place]:
 
 def programmed(chain: Chain, counts: Sequence[int], *, least: int, most: int, best_s: float = math.inf) -> list[Cut]:
     """The programme's cuts over all orders, or over those that a local search reaches; the best first."""
-    if states(counts, apart=True) * (chain.layers + 1) ** 2 <= 16 * ALL_ORDERS_UP_TO:
+    if not _many(chain, counts):
         orders = every_order(counts, most, apart=chain.apart, least=least)
         if orders.work(chain.layers) <= ALL_ORDERS_UP_TO:
             return best_cuts(chain, orders)
     return improved(chain, counts, least=least, most=most, best_s=best_s)
+
+
+def _many(chain: Chain, counts: Sequence[int]) -> bool:
+    """Whether there are so many orders that their programme is not even counted."""
+    return states(counts, apart=True) * (chain.layers + 1) ** 2 > 16 * ALL_ORDERS_UP_TO
+
+
+def bound_s(chain: Chain) -> float:
+    """No cut over any order of any devices has a shorter closed-form step.
+
+    The stages' seconds are at least each layer's on the device that is fastest with it. The largest load is at least
+    that of layers dealt in parts: for any weights y of the devices that sum to 1, the sum over the layers of the least
+    y x seconds (duality of linear programming); here y is as the devices' speeds are with the whole model.
+    """
+    times = np.array([np.diff(chain.passes(label)[0]) for label in range(len(chain.labels))])
+    rates = 1 / times.sum(axis=1)
+    weights = rates / sum(rate * len(label.names) for rate, label in zip(rates, chain.labels, strict=True))
+    load = float((weights[:, None] * times).min(axis=0).sum())
+    return float(times.min(axis=0).sum()) + (chain.count - 1) * load
 
 
 def improved(chain: Chain, counts: Sequence[int], *, least: int, most: int, best_s: float = math.inf) -> list[Cut]:

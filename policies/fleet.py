@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -104,6 +104,11 @@ class Roster:
     def __init__(self, kind: Kind) -> None:
         self._free = [list(names) for names in kind.machines]
         self._from = 0
+
+    def groups(self, degree: int) -> Iterator[list[str]]:
+        """Groups of one machine each, as long as there are any."""
+        while any(len(names) >= degree for names in self._free[self._from :]):
+            yield self.take(degree)
 
     def take(self, degree: int) -> list[str]:
         """The next group of one machine."""

@@ -10,11 +10,17 @@ from typing import Annotated, ClassVar
 from ..sim.estimate import Estimate, Estimator
 from ..sim.plan import Infeasible, Pipeline, Plan, PlanError
 from ..sim.spec import Scenario
-from ..sim.view import View
+from ..sim.view import Policy, View
 from ._base import Range
 from .candidates import Candidates, Rough
+from .cannikin import Cannikin
+from .cephalo import Cephalo
+from .chunks import interleaved
+from .cuts import CutExact
 from .fleet import Fleet, plan_of
+from .layouts import Layouts
 from .makespan import Makespan
+from .poplar import Poplar
 from .shapes import Foundry
 
 
@@ -59,7 +65,7 @@ class Hybrid:
 
     def _closely(self, judge: Judge, candidates: Candidates, foundry: Foundry) -> list[Judged]:
         """The fleets with the best rough estimates as plans, with their close ones."""
-        found = [(plan, judge.estimator.of(plan)) for plan in _plain_split(judge)]
+        found = [(plan, judge.estimator.of(plan)) for plan in _plain_splits(judge)]
         for zeros in ((0, 1), (2,), (3,)):
             rough = [each for zero in zeros for each in candidates.fleets(zero)]
             for fleet in _leading(judge, rough, self.closely):
@@ -70,11 +76,21 @@ class Hybrid:
                         found.append((plan, judge.estimator.of(plan)))
             if found:  # sharding more than needed only adds communication
                 break
-        return found
+        best_s = min((each.step_s for _, each in found), default=math.inf)
+        found += looked_at(judge, Layouts(foundry, DEEPEST), best_s, max(1, (REGULAR // len(judge.view.devices)) ** 2))
+        return found + _in_chunks(judge, foundry, found)
 
 
 FEW = 64
 """Devices up to which the exact split may leave some out: beyond, it costs more than the rest of the search."""
+FEWEST = 3
+"""Devices up to which the exact cut of one pipeline is weighed as well."""
+REGULAR = 2048
+"""Layouts of equal pipelines whose layers are cut: the square of this over the number of devices, at most."""
+SPLIT = 4
+"""Plans that are tried with several runs of layers per device."""
+DEEPEST = 16
+"""Stages of equal pipelines that are tried."""
 Judged = tuple[Plan, Estimate]
 """A valid plan and what it is thought to take."""
 
@@ -87,6 +103,8 @@ class Judge:
         self.estimator = Estimator(view)
         self.scenario = Scenario(name="planned", cluster=view.cluster, workload=view.workload)
         self.saves = self.objective.metric in ("cost", "energy")
+        self.bounded = bool(self.objective.most_cost_usd_per_million_samples)
+        """Whether a quicker plan may be refused for its price."""
 
     def fits(self, plan: Plan) -> bool:
         """Whether the plan is valid; what a shape takes is estimated where layers skip stages or states are shared."""
@@ -129,14 +147,29 @@ class Judge:
         return Infeasible("objective", problem, "lower the floor, raise the budget, or add devices")
 
 
-def _plain_split(judge: Judge) -> Iterator[Plan]:
-    """The exact split of the batch, where there is one: whatever else is found has to beat it."""
-    try:
-        plan = Makespan(leave_out=len(judge.view.devices) <= FEW).allocate(judge.view)
-    except Infeasible:
-        return
-    if judge.fits(plan):
-        yield plan
+def _plain_splits(judge: Judge) -> Iterator[Plan]:
+    """Plans of simpler policies that are exact of their kind: whatever else is found has to beat them."""
+    few = len(judge.view.devices) <= FEW
+    simple: list[Policy] = [Makespan(leave_out=few)]
+    if few:
+        simple += [Cannikin(), Poplar(), Cephalo()]
+    if len(judge.view.devices) <= FEWEST:
+        simple.append(CutExact())
+    for policy in simple:
+        try:
+            plan = policy.allocate(judge.view)
+        except Infeasible:
+            continue
+        if judge.fits(plan):
+            yield plan
+
+
+def _in_chunks(judge: Judge, foundry: Foundry, found: Sequence[Judged]) -> list[Judged]:
+    """The best plans of several stages, interleaved."""
+    deep = [each for each in found if judge.allows(each[1]) and len(each[0].pipelines[0].stages) > 1]
+    best = sorted(deep, key=lambda each: judge.order(each[1]))[:SPLIT]
+    plans = [plan for flat, _ in best for plan in interleaved(foundry, flat, judge.fits)]
+    return [(plan, judge.estimator.of(plan)) for plan in plans]
 
 
 def _leading(judge: Judge, rough: Iterable[Rough], count: int) -> Iterator[Fleet]:
@@ -184,6 +217,27 @@ def _recut(pipeline: Pipeline, firsts: tuple[int, ...], moved: Sequence[int], en
         for stage, first, last in zip(pipeline.stages, moved, ends, strict=True)
     ]
     return pipeline.model_copy(update={"stages": stages})
+
+
+def looked_at(judge: Judge, layouts: Layouts, best_s: float = math.inf, most: int = 0) -> list[Judged]:
+    """Layouts as plans, with their close estimates; with throughput for objective, none that cannot be the best.
+
+    Args:
+        judge: estimates.
+        layouts: all of them.
+        best_s: the step that they have to beat.
+        most: so many at most, those with the least floors; 0: all.
+    """
+    prunes = not (judge.saves or judge.bounded)
+    best_s, seen = best_s if prunes else math.inf, list[Judged]()
+    for layout in layouts.within(best_s, most):
+        if layout.least_s >= best_s:
+            continue
+        plan = layout.plan()
+        if judge.fits(plan):
+            seen.append((plan, judge.estimator.of(plan)))
+            best_s = min(best_s, seen[-1][1].step_s) if prunes else best_s
+    return seen
 
 
 def nothing_fits(view: View, foundry: Foundry) -> Infeasible:

@@ -179,11 +179,11 @@ class Foundry:
         if len(seats) > self.layers:
             return None
         how = micro_batch, zero, peers if zero else 1
-        high = max(self._stage_s(seat, micro_batch, "full", 0, self.layers) for seat in dict.fromkeys(seats))
+        high = max(self.stage_s(seat, micro_batch, "full", 0, self.layers) for seat in dict.fromkeys(seats))
         found = self._filled(seats, high, how)
         if found is None:
             return None
-        low = 1 / sum(1 / self._stage_s(seat, micro_batch, "none", 0, self.layers) for seat in seats)
+        low = 1 / sum(1 / self.stage_s(seat, micro_batch, "none", 0, self.layers) for seat in seats)
         best, high = found, self._slowest(found, micro_batch)
         while high - low > NEAR * high:
             middle = (low + high) / 2
@@ -306,12 +306,17 @@ class Foundry:
                 sums.append(sums[-1] + seconds)
         return forward, backward
 
-    def _stage_s(self, seat: Seat, size: int, recompute: Recompute, first: int, last: int) -> float:
+    def stage_s(self, seat: Seat, size: int, recompute: Recompute, first: int, last: int) -> float:
+        """Seconds of a run of layers for a micro-batch of so many samples, forward and backward."""
         forward, backward = self._prefix(seat, size, recompute)
         return forward[last] - forward[first] + backward[last] - backward[first]
 
+    def stage_seconds(self, stages: Sequence[Held], size: int) -> list[float]:
+        """Seconds of each stage for a micro-batch of so many samples, forward and backward."""
+        return [self.stage_s(each.seat, size, each.recompute, each.first, each.last) for each in stages]
+
     def _slowest(self, stages: Sequence[Held], size: int) -> float:
-        return max(self._stage_s(each.seat, size, each.recompute, each.first, each.last) for each in stages)
+        return max(self.stage_seconds(stages, size))
 
     def _timed(self, stages: tuple[Held, ...], size: int, zero: int, peers: int) -> Shape:
         fill, period = self._pace(stages, size)
@@ -340,7 +345,7 @@ class Foundry:
 
     def _pace(self, stages: tuple[Held, ...], size: int) -> tuple[float, float]:
         """Seconds of the first micro-batch, and of each more: the slowest stage, and the way there and back."""
-        times = [self._stage_s(each.seat, size, each.recompute, each.first, each.last) for each in stages]
+        times = self.stage_seconds(stages, size)
         sent = [self._message_s(stages, number, size) for number in range(len(stages) - 1)]
         around = 2 * max(sent, default=0.0) * (len(stages) - 1) / len(stages)
         return sum(times) + 2 * sum(sent), max(times) + around

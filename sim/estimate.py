@@ -8,28 +8,25 @@ most too low. The engine (:mod:`.engine`) says what really comes out.
 
 from __future__ import annotations
 
-import bisect
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from operator import itemgetter
 
 from . import cost
+from .crowding import Crowds, Lane
 from .device import CollectiveKind, Link, Node
 from .energy import HOUR_S, MILLION
-from .line import Piecework, ends_of
+from .line import Piecework, Way, ends_of
 from .memory import groups, pieces, positions
 from .network import network_of
 from .plan import Pipeline, Plan, Stage
+from .reductions import Line, Part, Reductions
 from .schedule import deal_samples
+from .times import layer_times
 from .view import View
 
 KEPT = 4
 """So many micro-batches per worker (and one more) of a run of equal ones are computed."""
-Part = tuple[int, int]
-"""A pipeline's class, and a stage of it."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +55,6 @@ def link_figures(link: Link) -> tuple[float, ...]:
     return -link.bandwidth, -link.reverse_bandwidth, link.latency_s, float(link.shared)
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A class of pipelines: one of them, how many there are, and when each stage's last backward pass ends."""
-
-    pipelines: tuple[Pipeline, ...]
-    ends: tuple[float, ...]
-    """Per stage."""
-    busy_s: tuple[float, ...]
-    """Per stage: seconds of all its pieces."""
-
-    @property
-    def first(self) -> Pipeline:
-        return self.pipelines[0]
-
-
 class Estimator:
     """Estimates plans for one view; remembers what several plans have in common."""
 
@@ -83,13 +65,14 @@ class Estimator:
         figures = [machine_figures(node) for node in view.cluster.nodes]
         first: dict[object, int] = {}
         self.machine = [first.setdefault(each, number) for number, each in enumerate(figures)]
+        self.crowds = Crowds(self.network, self.workload)
         self._jobs: dict[object, tuple[float, float]] = {}
-        self._syncs: dict[object, float] = {}
+        self.reductions = Reductions(view, self._rest_s)
 
     def of(self, plan: Plan) -> Estimate:
         """The estimate of a valid plan."""
         lines = self._lines(plan)
-        synced = self._synchronised(plan, lines)
+        synced = self.reductions.synchronised(plan, lines)
         updates = {
             (n, s): self._update_s(plan, lines, n, s) for n, line in enumerate(lines) for s in range(len(line.ends))
         }
@@ -102,16 +85,17 @@ class Estimator:
             both = max(synced.values()) - max(max(line.ends) for line in lines)
             own = (max(lines[n].ends) + seconds for (n, _), seconds in updated.items())
             clock = min(clock, both + max(own))
-        total = clock + self._gathered_s(plan, lines)
+        total = clock + self.reductions.gathered_s(plan, lines)
         return self._priced(lines, updates, max(total, self._loading_s(plan)))
 
     # Pipelines
 
-    def _lines(self, plan: Plan) -> list[_Line]:
-        found: dict[object, list[Pipeline]] = {}
-        for pipeline in plan.pipelines:
-            found.setdefault(self._key(pipeline), []).append(pipeline)
-        return [self._line(plan, tuple(each)) for each in found.values()]
+    def _lines(self, plan: Plan) -> list[Line]:
+        found: dict[object, list[int]] = {}
+        for number, pipeline in enumerate(plan.pipelines):
+            found.setdefault(self._key(pipeline), []).append(number)
+        lanes = self.crowds.lanes(plan)
+        return [self._line(plan, numbers, lanes) for numbers in found.values()]
 
     def _key(self, pipeline: Pipeline) -> object:
         """Equal for pipelines on like devices, which are joined by like links."""
@@ -129,15 +113,17 @@ class Estimator:
             for replica in stage.replicas
         )
 
-    def _line(self, plan: Plan, pipelines: tuple[Pipeline, ...]) -> _Line:
+    def _line(self, plan: Plan, numbers: Sequence[int], every: Sequence[Mapping[Way, Lane]]) -> Line:
+        pipelines = tuple(plan.pipelines[number] for number in numbers)
+        lanes = _slowest(every[number] for number in numbers)
         pipeline = pipelines[0]
         workers = max(positions(pipeline)) + 1
         kept, left = _shortened(pipeline.micro_batches, KEPT * workers)
-        ends = self._ends(plan, pipeline, kept)
+        ends = self._ends(plan, pipeline, kept, lanes)
         for run, (size, more) in enumerate(left):
             if more:  # the pace of this run: what its last micro-batches add
                 fewer = _without(kept, size, workers)
-                pace = (max(ends) - max(self._ends(plan, pipeline, fewer))) / workers
+                pace = (max(ends) - max(self._ends(plan, pipeline, fewer, lanes))) / workers
                 ends = [end + pace * more for end in ends]
                 assert run < len(left)
         busy = []
@@ -145,9 +131,9 @@ class Estimator:
             jobs = [self._job_s(plan, pipeline, number, size) for size in Counter(pipeline.micro_batches)]
             counts = Counter(pipeline.micro_batches).values()
             busy.append(sum(count * sum(job) for count, job in zip(counts, jobs, strict=True)))
-        return _Line(pipelines, tuple(ends), tuple(busy))
+        return Line(pipelines, tuple(ends), tuple(busy))
 
-    def _ends(self, plan: Plan, pipeline: Pipeline, sizes: list[int]) -> list[float]:
+    def _ends(self, plan: Plan, pipeline: Pipeline, sizes: list[int], lanes: Mapping[Way, Lane]) -> list[float]:
         """When the last backward pass of each stage ends, for so many micro-batches of some sizes."""
         short = pipeline.model_copy(update={"micro_batches": sizes})
         found = groups(short)
@@ -161,13 +147,16 @@ class Estimator:
                 {size: self._job_s(plan, pipeline, s, size) for size in set(sizes)} for s in range(len(pipeline.stages))
             ],
             messages={
-                (edge.source, edge.target): {
-                    size: self._message(pipeline, edge.source, edge.target, size * edge.elements) for size in set(sizes)
+                (backward, *ends): {
+                    size: self._message(pipeline, *ends, size * edge.elements, lanes[backward, *ends].factor)
+                    for size in set(sizes)
                 }
                 for edge in edges
+                for backward, ends in ((False, (edge.source, edge.target)), (True, (edge.target, edge.source)))
             },
             sizes=sizes,
             sender_waits=waits,
+            links={way: lane.links for way, lane in lanes.items()},
         )
         return ends_of(work)
 
@@ -222,135 +211,36 @@ class Estimator:
         ]
         return forward + more[0], backward + more[1]
 
-    def _message(self, pipeline: Pipeline, source: int, target: int, elements: float) -> tuple[float, float]:
+    def _message(
+        self, pipeline: Pipeline, source: int, target: int, elements: float, factor: float
+    ) -> tuple[float, float]:
         """Seconds that a message keeps its way busy, and its latency: rank i sends its part to rank i."""
         here, there = (pipeline.stages[number].replicas[0].devices for number in (source, target))
         if here == there:
             return 0.0, 0.0
         size = elements * self.workload.element_bytes / max(len(here), len(there))
         transfer = self.network.point_to_point(here[0], there[0], size)
-        rings = min(len(here), len(there)) if self.node_of[here[0]] != self.node_of[there[0]] else 1
-        nics = self.view.cluster.nodes[self.node_of[here[0]]].nics
-        return (transfer.alone_s - transfer.latency_s) * max(1.0, rings / nics), transfer.latency_s
+        return (transfer.alone_s - transfer.latency_s) * factor, transfer.latency_s
 
-    # Synchronisation
-
-    def _segments(self, lines: Sequence[_Line]) -> list[tuple[int, int, list[Part]]]:
-        """Runs of layers that the same stages hold, the last layers first."""
-        cuts = sorted({bound for line in lines for stage in line.first.stages for bound in (stage.first, stage.last)})
-        starts = [[stage.first for stage in line.first.stages] for line in lines]
-        return [
-            (first, last, [(n, bisect.bisect_right(start, first) - 1) for n, start in enumerate(starts)])
-            for first, last in reversed(list(pairwise(cuts)))
-        ]
-
-    def _synchronised(self, plan: Plan, lines: Sequence[_Line]) -> dict[tuple[int, int], float]:
-        """When each worker (class and position) has its gradients."""
-        ready: dict[tuple[int, int], float] = {}
-        for n, line in enumerate(lines):
-            for place, end in zip(positions(line.first), line.ends, strict=True):
-                ready[n, place] = max(end, ready.get((n, place), 0.0))
-        done = dict(ready)
-        if plan.zero == 3 or plan.sync_every > 1:
-            return done
-        free: dict[Part, float] = {}
-        for begin, seconds, holders in sorted(self._reductions(plan, lines), key=itemgetter(0, 1)):
-            # What leaves by the same adapters takes turns: as long in all as when it is shared fairly.
-            way = (-1, -1) if self._one_way(lines, holders) else holders[0]
-            free[way] = max(begin, free.get(way, 0.0)) + seconds
-            for n, s in holders:
-                held = n, positions(lines[n].first)[s]
-                done[held] = max(done[held], free[way])
-        return done
-
-    def _one_way(self, lines: Sequence[_Line], holders: list[Part]) -> bool:
-        """Whether holders are on several machines, and on one that has a single adapter for all its devices."""
-        names = [pipeline.stages[s].replicas[0].devices[0] for n, s in holders for pipeline in lines[n].pipelines]
-        machines = {self.node_of[name] for name in names}
-        return len(machines) > 1 and any(self.view.cluster.nodes[number].nics == 1 for number in machines)
-
-    def _reductions(self, plan: Plan, lines: Sequence[_Line]) -> Iterable[tuple[float, float, list[Part]]]:
-        """Of every bucket of gradients: when its last holder has it, the seconds to reduce it, and the holders."""
-        kind: CollectiveKind = "reduce_scatter" if plan.zero else "all_reduce"
-        for first, last, holders in self._segments(lines):
-            if self._holders(lines, holders) < 2:
-                continue
-            for low, high in self._buckets(plan, lines, (first, last), holders):
-                ready = [lines[n].ends[s] - self._rest_s(lines[n].first, s, low) for n, s in holders]
-                if not self._overlaps(plan, lines, holders):
-                    ready = [lines[n].ends[s] for n, s in holders]
-                size = self._bytes(lines, (low, high), holders)
-                yield max(ready), self._collective_s(plan, lines, holders, kind, size), holders
-
-    def _overlaps(self, plan: Plan, lines: Sequence[_Line], holders: list[Part]) -> bool:
-        stages = [lines[n].first.stages[s] for n, s in holders]
-        names = {name for stage in stages for replica in stage.replicas for name in replica.devices}
-        return plan.overlap and all(self.devices[name].overlapping for name in names)
-
-    def _buckets(
-        self, plan: Plan, lines: Sequence[_Line], run: tuple[int, int], holders: list[Part]
-    ) -> Iterable[tuple[int, int]]:
-        """Runs of layers of at least a bucket's gradients each, the last first; all in one where nothing overlaps."""
-        least, high, size = plan.bucket_mib * 2**20, run[1], 0.0
-        if not self._overlaps(plan, lines, holders):
-            least = math.inf
-        for layer in range(run[1] - 1, run[0] - 1, -1):
-            size += self._bytes(lines, (layer, layer + 1), holders)
-            if size >= least or layer == run[0]:
-                if size > 0:
-                    yield layer, high
-                high, size = layer, 0.0
+    # After the pipelines
 
     def _rest_s(self, pipeline: Pipeline, number: int, layer: int) -> float:
-        """How long the last backward pass of a stage goes on after a layer's."""
+        """How long the last backward pass of a stage goes on after a layer's: its layers, one by one."""
         stage, size = pipeline.stages[number], pipeline.micro_batches[-1]
-        before = stage.model_copy(update={"last": layer})
-        if layer <= stage.first:
-            return 0.0
         dealt = deal_samples(size, [replica.share for replica in stage.replicas])
         return max(
-            self._replica_s(before, replica.devices, samples)[1] if samples else 0.0
+            self._backward_s(stage, name, samples, len(replica.devices), layer) if samples else 0.0
             for replica, samples in zip(stage.replicas, dealt, strict=True)
+            for name in {self.kinds[name]: name for name in replica.devices}.values()
         )
 
-    def _bytes(self, lines: Sequence[_Line], run: tuple[int, int], holders: list[Part]) -> float:
-        degree = max(len(replica.devices) for n, s in holders for replica in lines[n].first.stages[s].replicas)
-        return self.workload.shard_parameters(*run, degree) * self.workload.element_bytes
+    def _backward_s(self, stage: Stage, name: str, samples: int, degree: int, layer: int) -> float:
+        """Seconds of a stage's backward pass before a layer, on a device, its group's collectives left out."""
+        device, cut = self.devices[name], stage.sequence_parallel
+        sums = layer_times(device, self.workload, samples, degree, stage.recompute, sequence_parallel=cut).backward_sums
+        return float(sums[layer] - sums[stage.first])
 
-    def _holders(self, lines: Sequence[_Line], holders: list[Part]) -> int:
-        return sum(len(lines[n].pipelines) * len(lines[n].first.stages[s].replicas) for n, s in holders)
-
-    def _collective_s(
-        self, plan: Plan, lines: Sequence[_Line], holders: list[Part], kind: CollectiveKind, size: float
-    ) -> float:
-        """A collective over all holders of some layers, each tensor-parallel rank in a ring of its own."""
-        found = [
-            replica.devices
-            for n, s in holders
-            for pipeline in lines[n].pipelines
-            for replica in pipeline.stages[s].replicas
-        ]
-        shards = max(map(len, found))
-        names = [devices[0] for devices in found]
-        per_machine = Counter(self.node_of[name] for name in names)
-        shape = tuple(sorted(Counter((self.machine[number], count) for number, count in per_machine.items()).items()))
-        # A ring that enters a machine more often than needed is slower: the order is part of what is asked for.
-        turns = sum(self.node_of[a] != self.node_of[b] for a, b in pairwise(names))
-        key = shape, turns, shards, kind, size
-        if key not in self._syncs:
-            transfer = self.network.collective(kind, names, size)
-            alone = transfer.alone_s - transfer.latency_s
-            self._syncs[key] = transfer.latency_s + alone * self._rings(names, shards)
-        factor = 1.0 if plan.state_shares is None or not plan.zero else max(plan.state_shares.values()) * len(found)
-        return self._syncs[key] * factor
-
-    def _rings(self, names: Sequence[str], ranks: int) -> float:
-        """How many tensor-parallel ranks of a machine share its adapter, each in a ring of its own."""
-        machines = {self.node_of[name] for name in names}
-        nics = min(self.view.cluster.nodes[number].nics for number in machines)
-        return max(1.0, ranks / nics) if len(machines) > 1 else 1.0
-
-    def _update_s(self, plan: Plan, lines: Sequence[_Line], n: int, s: int) -> float:
+    def _update_s(self, plan: Plan, lines: Sequence[Line], n: int, s: int) -> float:
         """The optimizer step of a stage's slowest device."""
         stage = lines[n].first.stages[s]
         kinds = {
@@ -358,50 +248,34 @@ class Estimator:
         }
         runs = [(stage.first, stage.last, [(n, s)])]
         if plan.zero:
-            runs = [run for run in self._segments(lines) if stage.first <= run[0] < stage.last]
+            runs = [run for run in self.reductions.segments(lines) if stage.first <= run[0] < stage.last]
         degree = len(stage.replicas[0].devices)
         total = 0.0
         for first, last, holders in runs:
             peers = [
                 part for part in holders if len(lines[part[0]].first.stages[part[1]].replicas[0].devices) == degree
             ]
-            share = 1 / max(self._holders(lines, peers), 1) if plan.zero else 1.0
+            share = 1 / max(self.reductions.count(lines, peers), 1) if plan.zero else 1.0
             total += max(
                 cost.update_s(self.devices[name], self.workload, first, last, tensor_degree=count, share=share)
                 for name, count in kinds.values()
             )
         return total
 
-    def _gathered_s(self, plan: Plan, lines: Sequence[_Line]) -> float:
-        """After the optimizer: the all-gather of sharded weights (ZeRO 1 and 2), by the workers that have the most."""
-        if plan.zero not in (1, 2):
-            return 0.0
-        spent: dict[Part, float] = {}
-        for first, last, holders in self._segments(lines):
-            if self._holders(lines, holders) > 1:
-                seconds = self._collective_s(
-                    plan, lines, holders, "all_gather", self._bytes(lines, (first, last), holders)
-                )
-                for part in holders:
-                    spent[part] = spent.get(part, 0.0) + seconds
-        return max(spent.values(), default=0.0)
-
     def _with_gathers(self, plan: Plan, stage: Stage, forward: float, backward: float) -> tuple[float, float]:
         """ZeRO 3: the first layer's weights are waited for, the others flow beside the work."""
-        names = [
-            replica.devices[0]
+        groups = [
+            replica.devices
             for pipeline in plan.pipelines
             for each in pipeline.stages
             if each.first == stage.first
             for replica in each.replicas
         ]
-        size = (
-            self.workload.shard_parameters(stage.first, stage.last, len(stage.replicas[0].devices))
-            * self.workload.element_bytes
+        degree = len(stage.replicas[0].devices)
+        size = self.workload.shard_parameters(stage.first, stage.last, degree) * self.workload.element_bytes
+        gather, scatter = (
+            self.reductions.over(groups, kind, size).seconds for kind in ("all_gather", "reduce_scatter")
         )
-        ways = self._rings(names, len(stage.replicas[0].devices))
-        gather = self.network.collective("all_gather", names, size).alone_s * ways
-        scatter = self.network.collective("reduce_scatter", names, size).alone_s * ways
         layers, both = stage.last - stage.first, gather + scatter
         return max(forward + gather / layers, gather), max(backward + both / layers, both)
 
@@ -416,7 +290,7 @@ class Estimator:
                 slowest = max(slowest, sum(fed) / node.loader_samples_per_s)
         return slowest
 
-    def _priced(self, lines: Sequence[_Line], updates: Mapping[Part, float], total: float) -> Estimate:
+    def _priced(self, lines: Sequence[Line], updates: Mapping[Part, float], total: float) -> Estimate:
         """Money and joules of a step that takes so long; what is left out need not be rented."""
         usd: float | None = 0.0
         joules: float | None = 0.0
@@ -435,6 +309,16 @@ class Estimator:
                     joules += count * (device.idle_w * total + (device.max_w - device.idle_w) * min(seconds, total))
         samples = self.workload.global_batch
         return Estimate(total, usd if usd is None else usd / HOUR_S * total / samples * MILLION, joules)
+
+
+def _slowest(lanes: Iterable[Mapping[Way, Lane]]) -> dict[Way, Lane]:
+    """Per way, of like pipelines, the lane that is most crowded."""
+    found: dict[Way, Lane] = {}
+    for each in lanes:
+        for way, lane in each.items():
+            if way not in found or lane.factor > found[way].factor:
+                found[way] = lane
+    return found
 
 
 def _shortened(sizes: Sequence[int], most: int) -> tuple[list[int], list[tuple[int, int]]]:

@@ -301,3 +301,15 @@ def test_the_cuts_differ_on_a_shipped_scenario() -> None:
     view = View.of(load_scenario("two-gpus-one-box"))
     names = ["cut-uniform", "cut-flops", "cut-exact", "grid"]
     assert len({make_policy(name).allocate(view).sha256 for name in names}) == len(names)
+
+
+@given(st.integers(0, 2**31), st.sampled_from(["1f1b", "gpipe"]))
+def test_the_bound_is_below_every_cut(seed: int, schedule: str) -> None:
+    """What is left out for its bound has no cut that is better, whatever the devices and their order."""
+    view = View.of(study(Random(seed), nodes=3, layers=6))
+    for each in sizes(view, 0):
+        chain = Chain(view, labels_of(view), each, schedule=schedule, recompute="none")
+        counts = [len(label.names) for label in chain.labels]
+        found = best_cuts(chain, every_order(counts, min(sum(counts), chain.layers), apart=chain.apart, least=1))
+        least = min((cut.step_s(chain.count) for cut in found), default=float("inf"))
+        assert policy_cuts.bound_s(chain) <= least * (1 + 1e-9)

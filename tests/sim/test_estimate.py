@@ -94,8 +94,8 @@ def test_no_plan_is_far_off() -> None:
             errors.append(abs(step_s(View.of(scenario), plan) / engine_s(scenario, plan) - 1))
     errors.sort()
     assert len(errors) > 200
-    assert errors[len(errors) // 2] < 0.02
-    assert errors[-1] < 0.35
+    assert errors[len(errors) // 2] < 1e-9
+    assert errors[-1] < 1e-3
 
 
 def test_a_price_is_that_of_the_devices_in_use() -> None:
@@ -114,7 +114,11 @@ def test_equal_stages_take_what_theory_says(workers: int, turns: int, forward: f
             orders=[order(kind, workers, place, 1, turns) for place in range(workers)],  # type: ignore[arg-type]
             stages=[(place,) for place in range(workers)],
             jobs=[{1: (forward, backward)}] * workers,
-            messages={(place, place + 1): {1: (0.0, 0.0)} for place in range(workers - 1)},
+            messages={way: {1: (0.0, 0.0)} for place in range(workers - 1) for way in _both(place)},
             sizes=[1] * turns,
         )
         assert max(ends_of(work)) == pytest.approx((turns + workers - 1) * (forward + backward))
+
+
+def _both(place: int) -> list[tuple[bool, int, int]]:
+    return [(False, place, place + 1), (True, place + 1, place)]
