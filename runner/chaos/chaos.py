@@ -104,7 +104,8 @@ def chaos(
     predicted = forecast(strikes, costs, every=every, steps=steps, timeout_s=timeout_s)
     write_text(folder / "forecast.json", to_json(_forecast_document(predicted, strikes, costs)))
     report(f"predicted: goodput {predicted.goodput:.1%}, {predicted.wall_s:.0f} s; now with {len(strikes)} faults")
-    stormy = drill(file, words, folder / "disturbed", members, strikes=strikes, costs=costs)
+    moments = [(strike, strike.after_s(costs.start_s, every * costs.step_s)) for strike in strikes]
+    stormy = drill(file, words, folder / "disturbed", members, strikes=moments)
     result = judged(folder, calm, stormy, strikes, predicted)
     result.document["seed"] = seed
     write_text(folder / "chaos.json", to_json(result.document))

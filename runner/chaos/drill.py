@@ -17,7 +17,6 @@ from ...results.errors import WorkerFailedError
 from ..checkpoint import Checkpoint
 from ..journal import Event, Spent, parse_events, spent
 from ..training_folder import TrainingFolder
-from .forecast import Costs
 from .leftovers import Sightings
 from .strikes import Strike
 
@@ -102,8 +101,7 @@ def drill(
     runs: Path,
     members: Mapping[str, int],
     *,
-    strikes: Sequence[Strike] = (),
-    costs: Costs | None = None,
+    strikes: Sequence[tuple[Strike, float]] = (),
 ) -> Drill:
     """Train a resolved scenario to the end in a process of its own, and strike its workers meanwhile.
 
@@ -112,8 +110,7 @@ def drill(
         policy: divides the work, in the command line's words.
         runs: folder for this training alone.
         members: ranks of the lanes that train, by name.
-        strikes: in order; each strikes one launch.
-        costs: of a start and a step; needed for strikes.
+        strikes: in order, each of which strikes one launch, and so many seconds into its part of that.
 
     Raises:
         WorkerFailedError: the training ended otherwise than well.
@@ -126,8 +123,8 @@ def drill(
         sightings.drivers.add(process.pid)
         try:
             for _ in _while_running(process, sightings):
-                if len(struck) < len(strikes) and costs is not None:
-                    struck += _strike(strikes[len(struck)], tail, process.pid, members, costs)
+                if len(struck) < len(strikes):
+                    struck += _strike(*strikes[len(struck)], tail, process.pid, members)
         finally:
             process.terminate()  # interrupted ourselves: it ends its workers
             process.wait()
@@ -159,16 +156,11 @@ def _while_running(process: subprocess.Popen[bytes], sightings: Sightings) -> It
         time.sleep(POLL_S)
 
 
-def _strike(strike: Strike, tail: Tail, driver: int, members: Mapping[str, int], costs: Costs) -> list[Struck]:
+def _strike(strike: Strike, after_s: float, tail: Tail, driver: int, members: Mapping[str, int]) -> list[Struck]:
     """Strike if it is time in the launch that goes on now."""
     own = tail.attempt()
     since = next((event["at_s"] for event in own if event["event"] == ("launch" if strike.starting else "begun")), None)
-    if since is None:
-        return []
-    folder = tail.folder()
-    assert folder is not None, "it has a journal"
-    interval_s = folder.read_about().checkpoint_every_steps * costs.step_s
-    if time.monotonic() < since + strike.after_s(costs.start_s, interval_s):
+    if since is None or time.monotonic() < since + after_s:
         return []
     lane = list(members)[strike.member]
     victim = worker_of(driver, members[lane])

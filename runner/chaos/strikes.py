@@ -10,6 +10,8 @@ from typing import Literal
 from ...sim.noise import stream
 
 Kind = Literal["kill", "hang"]
+KILL: Kind = "kill"
+HANG: Kind = "hang"
 STARTING_SHARE = 0.2
 """Share of the faults that strike while the workers still start."""
 REACH = 3.0
@@ -35,7 +37,7 @@ class Strike:
 
 def draw(kills: int, hangs: int, members: int, seed: int) -> list[Strike]:
     """So many faults in random order; the first one strikes after steps, so that there is something to lose."""
-    names: list[Kind] = [*["kill"] * kills, *["hang"] * hangs]  # type: ignore[list-item]  # literals in a list
+    names = [KILL] * kills + [HANG] * hangs
     random.Random(int(stream(seed, "chaos", "order").integers(2**32))).shuffle(names)  # noqa: S311 - no secret
     numbers = stream(seed, "chaos", "strikes")
     return [
