@@ -93,7 +93,7 @@ class Course:
             history=tuple(self.history),
             plans={plan.sha256: plan for _, plan in self.plans},
         )
-        plan = allocate(self.policy, view, self.scenario) if self.changes_left > 0 else current
+        plan = allocate(self.policy, view, self.scenario)
         changed = plan.sha256 != current.sha256
         self._note(step, "asked", view, plan, view.change_to(plan) if changed else Change(), changed=changed)
         if changed:
@@ -197,6 +197,7 @@ class Answering:
     place: Path
     lanes: int
     asking: set[str] = field(default_factory=set)
+    """Lanes that wait for an answer."""
 
     def hear(self, name: str, line: str) -> None:
         """A line of a lane's worker."""
@@ -212,7 +213,7 @@ class Answering:
         segments = [dict(enumerate(each)) for each in zip(*read, strict=True)]
         told = self.course.ask(step, self.course.measured(step - len(segments), segments))
         hidden = self.place / f".answer-{step}"
-        hidden.write_text(json.dumps(told))
+        hidden.write_text(json.dumps({"division": told, "again": self.course.changes_left > 0}))
         hidden.rename(self.place / f"answer-{step}.json")
 
 

@@ -29,26 +29,26 @@ def course(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Steps ``[0, total)``, as the plan of the moment divides each of them.
 
     Returns:
-        Segments of each step, the loss that this member had the last stage of, the intervals in which it stood still,
-        and the norm of the weights that it holds in the end.
+        Segments of each step, the losses that this member had the last stage of, and when it stood still: before which
+        step, from when to when.
     """
     part = part_of(member, task["division"])
     division = task["division"]
     steps: list[list[Segment]] = []
     losses: list[float] = []
     stood: list[list[float]] = []
-    told = 0
+    told, asks = 0, True
     member.meet()
     for number in range(task["total"]):
-        if number in task["points"]:
+        if asks and number in task["points"]:
             begin = member.now()
             answer = _ask(member, Path(task["folder"]), number, steps[told:])
-            told = len(steps)
-            if answer != division:
-                part = change(member, division, answer)
-                division = answer
+            told, asks = len(steps), answer["again"]
+            if answer["division"] != division:
+                part = change(member, division, answer["division"])
+                division = answer["division"]
             member.meet()
-            stood.append([number, begin, member.now(), float(answer is not None)])
+            stood.append([number, begin, member.now()])
         member.slow = task["slow"][number][member.rank]
         steps.append([])
         losses.append(part.step(number * member.job["global_batch"], steps[-1]) if part is not None else 0.0)
