@@ -16,7 +16,7 @@ from ..results.errors import InputError
 from ..results.record import digest
 from ..results.store import write_text
 from ..sim.checking import validate
-from ..sim.device import Cluster, CollectivePoint, CollectiveTable, Device, Lane, Profile, ProfilePoint
+from ..sim.device import Cluster, CollectiveKind, CollectivePoint, CollectiveTable, Device, Lane, Profile, ProfilePoint
 from ..sim.noise import stream
 from ..sim.spec import Calibrating, Replay, Training, expand, inside, parse_file, shipped_names
 from ..sim.workload import Facts, Name, NonNegative, Spec, Workload
@@ -42,6 +42,8 @@ SMALLEST, LARGEST = 0.06, 1.06
 SIZES_PER_LANE = 4
 """Sizes grow with the lanes: the more lanes, the more sizes are a plan's and must not predict it."""
 PROBE_LANES_S = 15.0
+SHARDING: tuple[CollectiveKind, ...] = ("reduce_scatter", "all_gather")
+"""Collectives of sharded states, measured over all lanes."""
 
 Report = Callable[[str], None]
 Tick = Callable[[int, int], None]
@@ -220,6 +222,11 @@ def build_cluster(
             )
         )
     collectives = [build_collective(workload, lanes, results, ranks) for ranks in groups_of(len(lanes))]
+    measured = {task["op"] for task in results[0].tasks}
+    everybody = range(len(lanes))
+    collectives += [
+        build_collective(workload, lanes, results, everybody, kind) for kind in SHARDING if kind in measured
+    ]
     collectives += build_messages(lanes, results)
     nodes, network = machines(lanes, devices)
     return Cluster(nodes=nodes, network=network, collectives=collectives, fingerprint=study_fingerprint())
@@ -272,13 +279,17 @@ def launch_offsets(offsets: Sequence[Sequence[float]], group: int = BLOCKS_PER_P
 
 
 def build_collective(
-    workload: Workload, lanes: Sequence[NamedLane], results: Sequence[LaunchResult], ranks: Sequence[int]
+    workload: Workload,
+    lanes: Sequence[NamedLane],
+    results: Sequence[LaunchResult],
+    ranks: Sequence[int],
+    kind: CollectiveKind = "all_reduce",
 ) -> CollectiveTable:
-    """The all-reduce table over some lanes: from the last entry to the last exit, median of the launches' medians.
+    """The table of a collective over some lanes: from the last entry to the last exit, median of the launches' medians.
 
     Its noise is that of sizes near the gradients': a call that takes microseconds varies by far more of itself.
     """
-    launches = [_collective_s(launch, ranks) for launch in results]
+    launches = [_collective_s(launch, ranks, kind) for launch in results]
     medians = {size: [median(launch[size]) for launch in launches] for size in sorted(launches[0])}
     overall = {size: median(each) for size, each in medians.items()}
     near = [size for size in overall if workload.gradient_bytes / 3 <= size <= workload.gradient_bytes * 3]
@@ -290,6 +301,7 @@ def build_collective(
         for seconds in launch[size]
     ]
     return CollectiveTable(
+        kind=kind,
         backend="nccl" if all(lane.torch_device.startswith("cuda") for lane in lanes) else "gloo",
         devices=[lanes[rank].name for rank in ranks],
         points=[CollectivePoint(bytes=size, seconds=seconds) for size, seconds in overall.items()],
@@ -524,6 +536,12 @@ def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibra
             for ranks in groups_of(lanes)
             for size in collective_sizes(workload)
         ]
+        own += [
+            {"op": kind, "bytes": size, "repeats": REPEATS, "ranks": list(range(lanes))}
+            for kind in SHARDING
+            for size in collective_sizes(workload)
+            if lanes > 1
+        ]
         own += message_tasks(workload, lanes)
         if number == 0:
             own += waking_tasks(sizes, lanes)
@@ -563,10 +581,10 @@ def _spent(step: Sequence[Sequence[Any]], kind: str) -> float:
     return float(sum(end - start for name, _, start, end, *_ in step if name == kind))
 
 
-def _collective_s(launch: LaunchResult, ranks: Sequence[int]) -> dict[int, list[float]]:
-    """Seconds of every all-reduce over some ranks by size: from the last one's entry to the last one's exit."""
+def _collective_s(launch: LaunchResult, ranks: Sequence[int], kind: CollectiveKind) -> dict[int, list[float]]:
+    """Seconds of every collective over some ranks by size: from the last one's entry to the last one's exit."""
     found: dict[int, list[float]] = {}
-    for per_rank in zip(*(launch.of("all_reduce", rank) for rank in ranks), strict=True):
+    for per_rank in zip(*(launch.of(kind, rank) for rank in ranks), strict=True):
         if per_rank[0][0]["ranks"] != list(ranks):
             continue
         calls = zip(*(answer["times"] for _, answer in per_rank), strict=True)

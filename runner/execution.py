@@ -90,13 +90,15 @@ def _refuse_sharding(plan: Plan) -> None:
     if not plan.zero:
         return
     if plan.state_shares is not None and len(set(plan.state_shares.values())) > 1:
-        problem = "are unequal: torch's ZeroRedundancyOptimizer deals whole tensors into equal parts"
+        problem = "are unequal: torch shards into equal parts"
         raise PlanError("state_shares", problem, "leave them out")
-    if plan.zero > 1:
-        problem = f"is {plan.zero}: fully_shard divides by dimension over like ranks, not replayed"
-        raise PlanError("zero", problem, "use 0 or 1")
     if any(len(pipeline.stages) > 1 for pipeline in plan.pipelines):
-        raise PlanError("zero", "is 1 with several stages: each would need an optimizer over other peers", "use 0")
+        problem = f"is {plan.zero} with several stages: each would be sharded over other peers"
+        raise PlanError("zero", problem, "use 0, or whole models")
+    recomputed = [pipeline.stages[0].recompute != "none" for pipeline in plan.pipelines]
+    if plan.zero > 1 and any(recomputed):
+        problem = f"is full with zero = {plan.zero}: what is sharded would be gathered a third time, not replayed"
+        raise PlanError(f"pipelines.{recomputed.index(True)}.stages.0.recompute", problem, "use none, or zero 0 or 1")
 
 
 def _refuse_stage(stage: Stage, workload: Workload, path: str) -> None:

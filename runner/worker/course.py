@@ -88,7 +88,7 @@ def change(member: Member, old: Mapping[str, Any], new: dict[str, Any]) -> Part 
         after.optimizer.state.clear()
         for weight in after.weights:
             after.optimizer.state[weight] = states[places[id(weight)]]
-        after.flat.zero_()
+        after.clear()
     return after
 
 

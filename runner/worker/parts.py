@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..execution import ranks_of
 from .member import Member, Segment
 
 if TYPE_CHECKING:
@@ -20,17 +21,20 @@ class Part(Protocol):
         ...
 
     @property
-    def flat(self) -> torch.Tensor:
-        """Their gradients, in the same order."""
-        ...
-
-    @property
     def optimizer(self) -> torch.optim.Optimizer:
         """What updates them."""
         ...
 
     def accumulate(self, batch_start: int, segments: list[Segment]) -> float:
         """Gradients of a global batch, summed over the holders; the loss of what it has the last stage of."""
+        ...
+
+    def gradient(self) -> torch.Tensor:
+        """Their gradients in the same order, flat; where they are sharded, all who take part must ask."""
+        ...
+
+    def clear(self) -> None:
+        """Gradients are zero again."""
         ...
 
     def step(self, batch_start: int, segments: list[Segment]) -> float:
@@ -43,7 +47,15 @@ class Whole:
 
     def __init__(self, member: Member, sizes: list[int], first: int, group: Any) -> None:
         self.member, self.sizes, self.first, self.group = member, sizes, first, group
-        self.weights, self.flat, self.optimizer = member.weights, member.flat, member.optimizer
+        self.weights, self.optimizer = member.weights, member.optimizer
+
+    def gradient(self) -> torch.Tensor:
+        """As in :class:`Part`."""
+        return self.member.flat
+
+    def clear(self) -> None:
+        """As in :class:`Part`."""
+        self.member.flat.zero_()
 
     def accumulate(self, batch_start: int, segments: list[Segment]) -> float:
         """As in :class:`Part`."""
@@ -73,10 +85,12 @@ def part_of(member: Member, task: dict[str, Any]) -> Part | None:
 
 def _staged(member: Member, program: dict[str, Any]) -> Part | None:
     """Made once a launch: its schedule has buffers, its optimizer states."""
+    from .fully import Fully
     from .staged import Staged
 
-    key = json.dumps(program, sort_keys=True)
+    key, ranks = json.dumps(program, sort_keys=True), ranks_of(program)
     if key not in member.parts:
-        member.parts[key] = Staged(member, program)
-    found: Staged = member.parts[key]
+        sharded = program["zero"] > 1 and len(ranks) > 1
+        member.parts[key] = Fully(member, program, ranks) if sharded else Staged(member, program)
+    found: Fully | Staged = member.parts[key]
     return found if found.pipeline is not None else None

@@ -30,14 +30,14 @@ def prove(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     squares = torch.zeros(len(member.weights), dtype=torch.float64)
     if part is not None:
         part.accumulate(0, [])
-        offset = 0
+        flat, offset = part.gradient(), 0
         for weight in part.weights:
-            gradient = part.flat[offset : offset + weight.numel()]
+            gradient = flat[offset : offset + weight.numel()]
             offset += weight.numel()
             place = own[id(weight)]
             held[place] = 1
             squares[place] = (gradient.double() - reference[place].double()).square().sum().item()
-        part.flat.zero_()
+        part.clear()
     if member.world > 1:
         both = torch.stack((held, squares)).to(member.device)
         dist.all_reduce(both)

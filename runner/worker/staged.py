@@ -182,6 +182,14 @@ class Staged:
         self.segments.append((kind, number, begin, self.member.now(), self.member.clock() - cpu, stage))
         say("waits")  # perhaps for a neighbour: whoever has said least when all are silent is the one that hangs
 
+    def gradient(self) -> Tensor:
+        """As in :class:`.parts.Part`."""
+        return self.flat
+
+    def clear(self) -> None:
+        """As in :class:`.parts.Part`."""
+        self.flat.zero_()
+
     def accumulate(self, batch_start: int, segments: list[Segment]) -> float:
         """Forward and backward of the member's part of a global batch; gradients are summed over their holders.
 

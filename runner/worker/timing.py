@@ -37,20 +37,40 @@ def profile(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
 def all_reduce(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """All-reduces of one size: when this member entered and left each of them."""
+    return _collectives(member, task)
+
+
+def reduce_scatter(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """The same of reduce-scatters; the size is that of the whole buffer."""
+    return _collectives(member, task)
+
+
+def all_gather(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """The same of all-gathers; the size is that of what is gathered."""
+    return _collectives(member, task)
+
+
+def _collectives(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
     kind = torch.bfloat16 if member.job.get("dtype") == "bf16" else torch.float32
-    buffer = torch.ones(max(1, task["bytes"] // kind.itemsize), device=member.device, dtype=kind)
-    group = member.group(task["ranks"])
-    times = []
+    ranks, group, times = task["ranks"], member.group(task["ranks"]), []
+    own = max(1, task["bytes"] // kind.itemsize // len(ranks))
+    whole = torch.ones(own * len(ranks), device=member.device, dtype=kind)
+    part = torch.ones(own, device=member.device, dtype=kind)
     member.meet()
-    if member.rank not in task["ranks"]:
+    if member.rank not in ranks:
         return {"times": []}
     for _ in range(task["repeats"] + 2):
-        buffer.fill_(1.0)
+        whole.fill_(1.0)
         start = member.now()
-        dist.all_reduce(buffer, group=group)
+        if task["op"] == "all_reduce":
+            dist.all_reduce(whole, group=group)
+        elif task["op"] == "reduce_scatter":
+            dist.reduce_scatter_tensor(part, whole, group=group)
+        else:
+            dist.all_gather_into_tensor(whole, part, group=group)
         times.append((start, member.now()))
     return {"times": times[2:]}
 
@@ -130,4 +150,11 @@ def agreed(member: Member, wish: bool, group: Any) -> bool:
     return bool(votes.item() > 0)
 
 
-TASKS = {"profile": profile, "all_reduce": all_reduce, "message": message, "block": block}
+TASKS = {
+    "profile": profile,
+    "all_reduce": all_reduce,
+    "reduce_scatter": reduce_scatter,
+    "all_gather": all_gather,
+    "message": message,
+    "block": block,
+}

@@ -18,9 +18,10 @@ def gradients(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     if part is None:
         return {"norm": 0.0}
     part.accumulate(0, [])
-    save_file({"gradient": part.flat.detach().cpu()}, task["file"] + f".{member.rank}")
-    norm = float(part.flat.norm())
-    part.flat.zero_()
+    flat = part.gradient().detach().cpu()
+    save_file({"gradient": flat}, task["file"] + f".{member.rank}")
+    norm = float(flat.norm())
+    part.clear()
     return {"norm": norm}
 
 

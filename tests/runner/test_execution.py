@@ -107,7 +107,10 @@ REFUSED = {
     "selective recomputation": (plan(pipeline("a", [], [24], "selective")), "pipelines.0.stages.0.recompute: is"),
     "local SGD": (plan(pipeline("a", [], [24]), sync_every=4), "sync_every: is 4"),
     "pulled micro-batches": (plan(pipeline("a", [], [24]), dispatch="pull"), "dispatch: is pull"),
-    "ZeRO 2": (plan(pipeline("a", [], [24]), zero=2), "zero: is 2"),
+    "ZeRO 3 and recomputation": (
+        plan(pipeline("a", [], [12]), pipeline("b", [], [12], "full"), zero=3),
+        "pipelines.1.stages.0.recompute: is full with zero = 3",
+    ),
     "ZeRO in a pipeline": (plan(pipeline("ab", [2], [24]), zero=1), "zero: is 1 with several stages"),
     "unequal shares": (
         plan(pipeline("a", [], [12]), pipeline("b", [], [12]), zero=1, state_shares={"a": 0.7, "b": 0.3}),
@@ -171,7 +174,10 @@ def random_plan(seed: int) -> Plan:
             sizes = [samples // count] * count
         recompute = draw.choice(["none", "full"])
         pipelines.append(pipeline("".join(own * turns), cuts, sizes, recompute))
-    zero = int(all(len(own) == 1 for own in groups) and draw.random() < 0.3)
+    zero = draw.choice([0, 0, 1, 2]) if all(len(own) == 1 for own in groups) else 0
+    if zero > 1:
+        for each in pipelines:
+            each["stages"][0]["recompute"] = "none"
     return plan(*pipelines, schedule=schedule, zero=zero)
 
 
@@ -181,6 +187,7 @@ def test_random_plans_have_the_gradient_of_a_single_process(family: str, tmp_pat
     workload = workload_of(family).model_copy(update={"global_batch": BATCH})
     plans = [random_plan(seed) for seed in range(12)]
     plans.append(plan(pipeline("cab", [1, 3], [6] * 6), schedule="1f1b"))
+    plans.append(plan(pipeline("a", [], [7, 5]), pipeline("b", [], [12, 8]), pipeline("c", [], [3, 1]), zero=3))
     assert {len(each.stages) for made in plans for each in made.pipelines} == {1, 2, 3, 4}
     job, data = job_of(workload, Training(data="random"), tmp_path, seed=0)
     cores = available_cpus()

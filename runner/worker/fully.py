@@ -1,0 +1,94 @@
+"""One member's part in data parallelism with sharded gradients (ZeRO 2) or weights (ZeRO 3): torch's fully_shard.
+
+The module is a copy of its own, as sharding changes it in place. Its collectives are inside the passes: all-gathers in
+the forward (and, with ZeRO 3, the backward) pass, the reduce-scatter in the backward pass of the last micro-batch; so
+the passes' segments hold them, and the clocks cannot tell a disturbance from a wait.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from ..workload import build_model
+from .member import Segment, optimizer_kind, say
+
+if TYPE_CHECKING:
+    from .member import Member
+
+
+class Fully:
+    """A member that works on whole micro-batches with a part of every weight; made by all members together."""
+
+    def __init__(self, member: Member, program: dict[str, Any], ranks: list[int]) -> None:
+        self.member = member
+        group = member.group(ranks)
+        self.pipeline = next((each for each in program["pipelines"] if each["stages"][0]["rank"] == member.rank), None)
+        self.weights = member.weights
+        if self.pipeline is not None:
+            self._build(DeviceMesh.from_group(group, member.device.type), keeps=program["zero"] == 2)
+
+    def _build(self, mesh: DeviceMesh, *, keeps: bool) -> None:
+        job = self.member.job
+        model = build_model(job["model"], labels=job["labels"], seed=job["seed"], dropout=job.get("dropout", 0.0))
+        model.load_state_dict(self.member.model.state_dict())
+        model.to(self.member.device, self.member.weights[0].dtype).train()
+        for block in next(each for each in model.modules() if isinstance(each, torch.nn.ModuleList)):
+            fully_shard(block, mesh=mesh, reshard_after_forward=not keeps)
+        sharded = fully_shard(model, mesh=mesh, reshard_after_forward=not keeps)
+        assert isinstance(sharded, FSDPModule)
+        sharded.set_gradient_divide_factor(1.0)  # a sum: each loss is a part of the global batch's mean
+        sharded.set_force_sum_reduction_for_comms(True)
+        self.model, self.keeps = sharded, keeps
+        self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
+        kind, options = optimizer_kind(job["optimizer"])
+        self.optimizer = kind(self.parameters, lr=job["learning_rate"], **options)
+
+    def gradient(self) -> torch.Tensor:
+        """The whole gradient, gathered; all who take part must ask."""
+        return torch.cat([weight.grad.full_tensor().flatten() for weight in self.parameters])  # type: ignore[union-attr]
+
+    def clear(self) -> None:
+        """Gradients are zero again."""
+        self.optimizer.zero_grad(set_to_none=False)
+
+    def accumulate(self, batch_start: int, segments: list[Segment]) -> float:
+        """As in :class:`.parts.Part`."""
+        assert self.pipeline is not None
+        objective, sizes = self.member.objective, self.pipeline["sizes"]
+        count, start, total = objective.count(batch_start), batch_start + self.pipeline["first"], 0.0
+        for number, size in enumerate(sizes):
+            last = number == len(sizes) - 1
+            self.model.set_is_last_backward(last)
+            self.model.set_requires_gradient_sync(last)
+            if self.keeps:
+                self.model.set_reshard_after_backward(last)
+            begin = self.member.now()
+            ids, mask = objective.inputs(start, size)
+            logits = self.model(input_ids=ids, attention_mask=mask).logits  # type: ignore[operator]  # a module too
+            loss = objective.loss(logits, objective.targets(start, size), count)
+            self.member.drag(begin)
+            middle = self.member.now()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+            self.member.drag(middle)
+            end = self.member.now()
+            segments.append(("forward", number, begin, middle, middle - begin, 0))
+            segments.append(("backward", number, middle, end, end - middle, 0))
+            say("waits")
+            total += float(loss.detach())
+            start += size
+        return total
+
+    def step(self, batch_start: int, segments: list[Segment]) -> float:
+        """As in :class:`.parts.Part`."""
+        loss, member = self.accumulate(batch_start, segments), self.member
+        begin, cpu = member.now(), member.clock()
+        self.optimizer.step()
+        self.clear()
+        member.drag(begin)
+        segments.append(("optimizer", -1, begin, member.now(), member.clock() - cpu, -1))
+        say(member.signs.step(segments))
+        return loss
