@@ -36,13 +36,13 @@ class Fully:
         model = build_model(job["model"], labels=job["labels"], seed=job["seed"], dropout=job.get("dropout", 0.0))
         model.load_state_dict(self.member.model.state_dict())
         model.to(self.member.device, self.member.weights[0].dtype).train()
-        for block in next(each for each in model.modules() if isinstance(each, torch.nn.ModuleList)):
-            fully_shard(block, mesh=mesh, reshard_after_forward=not keeps)
-        sharded = fully_shard(model, mesh=mesh, reshard_after_forward=not keeps)
-        assert isinstance(sharded, FSDPModule)
-        sharded.set_gradient_divide_factor(1.0)  # a sum: each loss is a part of the global batch's mean
-        sharded.set_force_sum_reduction_for_comms(True)
-        self.model, self.keeps = sharded, keeps
+        blocks = next(each for each in model.modules() if isinstance(each, torch.nn.ModuleList))
+        for module in (*blocks, model):
+            sharded = fully_shard(module, mesh=mesh, reshard_after_forward=not keeps)
+            sharded.set_gradient_divide_factor(1.0)  # a sum: each loss is a part of the global batch's mean
+            sharded.set_force_sum_reduction_for_comms(True)
+        assert isinstance(model, FSDPModule)
+        self.model, self.keeps = model, keeps
         self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
         kind, options = optimizer_kind(job["optimizer"])
         self.optimizer = kind(self.parameters, lr=job["learning_rate"], **options)
