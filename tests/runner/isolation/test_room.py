@@ -19,8 +19,9 @@ from steelyard.results.errors import InputError, WorkerFailedError
 from steelyard.runner.calibrate import job_of
 from steelyard.runner.declared import read_lanes
 from steelyard.runner.devices import NamedLane
-from steelyard.runner.isolation.capabilities import Host, this_host
+from steelyard.runner.isolation.capabilities import PAIR, Host, refusal, this_host
 from steelyard.runner.isolation.groups import sweep
+from steelyard.runner.isolation.holder import Mode
 from steelyard.runner.isolation.room import asks, refuse_unavailable, rooms
 from steelyard.runner.launch import run_group
 from steelyard.sim.device import Wire
@@ -83,6 +84,36 @@ def test_a_lane_file_says_what_it_wants(tmp_path: Path, need: Need) -> None:
 
 
 # ---- real launches ----
+
+TALK = """
+import socket, sys
+own, other = sys.argv[1:]
+if own == "10.203.0.1":
+    with socket.create_server((own, 5000)) as server:
+        print("ready", flush=True)
+        print(server.accept()[1][0])
+else:
+    socket.create_connection((other, 5000), timeout=30).close()
+"""
+ADDRESSES = ("10.203.0.1", "10.203.0.2")
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("mode", ["root", "user"])
+def test_lanes_on_two_hosts_reach_each_other(need: Need, mode: Mode) -> None:
+    """As root, and in a user namespace as whoever has no privilege."""
+    need("link_rate")
+    if problem := refusal(mode, PAIR):
+        pytest.skip(f"no namespaces of mode {mode} here: {problem}")
+    lanes = [NamedLane(name=name, wire=Wire(host=name, uplink_mbit_per_s=100)) for name in "ab"]
+    with rooms(lanes, replace(this_host(), network=mode)) as own:
+        words = [[*room.prefix, sys.executable, "-c", TALK] for room in own]
+        with subprocess.Popen([*words[0], *ADDRESSES], stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            subprocess.run([*words[1], *reversed(ADDRESSES)], check=True, timeout=60)
+            assert server.stdout.readline() == ADDRESSES[1] + "\n"
+        assert server.returncode == 0
 
 
 def half(name: str, **values: Any) -> NamedLane:
