@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := runner,demo,cluster,testing,dashboard,samplers,dev
 
-.PHONY: help venv demo test slow lint bench baselines publish suite validate exhaust chaos attention clean
+.PHONY: help venv demo test slow lint bench baselines publish suite validate exhaust chaos attention adaptive clean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,9 @@ attention: $(STAMP)  ## Train attention's weights anew, and judge them on cluste
 	$(BIN)/steelyard attention train --out policies/weights/attention-trained.json
 	$(BIN)/steelyard attention tune --out policies/weights/attention-tuned.json
 	$(BIN)/steelyard attention score --out results/scoreboard/attention.json
+
+adaptive: $(STAMP)  ## Judge the policies that change their plan, on runs that they were not tuned on
+	$(BIN)/steelyard adaptive score --out results/scoreboard/adaptive.json
 
 DATA ?= ../shared/data
 validate: $(STAMP)  ## Predictions against published measurements (DATA=folder), next to two baselines

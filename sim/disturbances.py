@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import model_validator
 
 from ..results.errors import InputError
-from .device import Cluster
+from .device import Cluster, Node
 from .workload import Count, Name, NonNegative, Positive, Spec, Whole
 
 
@@ -129,6 +129,33 @@ def refuse_events(fields: Mapping[str, Any]) -> None:
     name = "disturbances" if fields.get("disturbances") else "rebalance"
     if fields.get(name) is not None:
         raise InputError(name, "is simulated only in this version", "take it out, or use `steelyard simulate`")
+
+
+def by_device(events: Sequence[Any], nodes: object) -> list[Any]:
+    """What happens to a ``machine`` as what happens to each of its devices, in the same step: one event for a policy.
+
+    Args:
+        events: of a scenario's document; those without a machine are left as they are.
+        nodes: the cluster's machines, counted out.
+
+    Raises:
+        InputError: a machine that the cluster does not have, or a device named beside it.
+    """
+    of = {node.name: node.devices for node in nodes if isinstance(node, Node)} if isinstance(nodes, list) else {}
+    found: list[Any] = []
+    for index, event in enumerate(events):
+        if not isinstance(event, dict) or "machine" not in event:
+            found.append(event)
+            continue
+        rest = {key: value for key, value in event.items() if key != "machine"}
+        path, machine = f"disturbances.{index}", event["machine"]
+        if "device" in rest:
+            raise InputError(f"{path}.device", "stands beside a machine", "leave one of the two out")
+        if not isinstance(machine, str) or machine not in of:
+            known = ", ".join(sorted(of)[:8])
+            raise InputError(f"{path}.machine", f"{machine!r:.60} is no machine of the cluster", f"known: {known}")
+        found += [{**rest, "device": device.name} for device in of[machine]]
+    return found
 
 
 def check_disturbances(disturbances: Sequence[Disturbance], cluster: Cluster) -> None:

@@ -17,7 +17,7 @@ from ..results.errors import InputError
 from ..results.store import read_text
 from .checking import first_line, shown, validate
 from .device import Cluster, Device, Link, Node
-from .disturbances import Disturbance, Rebalance, check_disturbances
+from .disturbances import Disturbance, Rebalance, by_device, check_disturbances
 from .sources import check_sources
 from .workload import Model, Name, NonNegative, Positive, Spec, Whole, Workload
 
@@ -288,6 +288,8 @@ def expand(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     result = dict(document)
     if isinstance(cluster := result.get("cluster"), dict):
         result["cluster"] = _expand_cluster(cluster, folder)
+        if isinstance(events := result.get("disturbances"), list):
+            result["disturbances"] = by_device(events, result["cluster"].get("nodes"))
     if isinstance(workload := result.get("workload"), dict) and isinstance(workload.get("model"), str):
         result["workload"] = {**workload, "model": load_model(workload["model"], folder)}
     return result

@@ -1,15 +1,17 @@
-"""How long the exact batch split takes: 1,000 devices, batch 100,000."""
+"""How long batch splits take over 1,000 devices, batch 100,000: the exact split alone, and policies as a whole."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
+from steelyard.policies import make_policy
 from steelyard.policies.makespan import min_max_split
 from steelyard.sim.cost import Curve, DeviceCost, Line
-from steelyard.sim.view import DeviceView
+from steelyard.sim.spec import Scenario, scenario_from
+from steelyard.sim.view import DeviceView, View
 
 DEVICES, BATCH = 1000, 100_000
 SIZES = tuple(2**power for power in range(18))
@@ -59,3 +61,59 @@ def test_a_thousand_devices_share_a_hundred_thousand_samples() -> None:
             assert split is not None
             assert sum(split) == BATCH
         print(f"\n{DEVICES} devices, batch {BATCH}, {name}: {1e3 * min(taken):.1f} ms")
+
+
+POLICIES = ("uniform", "throughput", "proportional", "makespan", "cannikin", "poplar", "cephalo")
+FIGURES = {
+    "a100": (312.0, 2039.0, 80.0),
+    "v100": (125.0, 900.0, 32.0),
+    "t4": (65.0, 320.0, 16.0),
+    "h100": (989.0, 3350.0, 80.0),
+}
+"""TFLOP/s, GB/s and GiB."""
+MACHINES = 125
+
+
+def _cluster(kind: str) -> Scenario:
+    """Machines of eight devices: four kinds, or no two devices alike."""
+    nodes = []
+    for number in range(MACHINES):
+        name, (peak, bandwidth, memory) = list(FIGURES.items())[number % 4]
+        factors = [1.0] if kind == "4 kinds" else [1 + (number * 8 + place) * 7919 % 1000 / 2000 for place in range(8)]
+        devices = [
+            {
+                "name": f"{name}-{number}-{place}",
+                "count": 8 // len(factors),
+                "peak_tflops": {"fp16": peak * factor},
+                "memory_bandwidth_gb_per_s": bandwidth * factor,
+                "memory_gib": memory,
+            }
+            for place, factor in enumerate(factors)
+        ]
+        nodes.append({"name": f"node{number}", "link": "nvlink-3", "devices": devices})
+    workload = {"model": "bert-large", "global_batch": BATCH, "sequence_length": 128, "dtype": "fp16"}
+    document = {"name": "many", "cluster": {"network": "ethernet-100g", "nodes": nodes}, "workload": workload}
+    return scenario_from(document)
+
+
+def _decision_s(scenario: Scenario, name: str) -> tuple[float, float]:
+    """Processor seconds of the first decision on a cluster, and the least of some later ones, each with a new view."""
+    taken = []
+    for _ in range(6):
+        view = View.of(scenario)
+        started = time.process_time()
+        plan = make_policy(name).allocate(view)
+        taken.append(time.process_time() - started)
+        assert sum(plan.samples().values()) == BATCH
+    return taken[0], min(taken[1:])
+
+
+@pytest.mark.bench
+@pytest.mark.parametrize("kind", ["4 kinds", "1,000 kinds"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_whole_decision_over_a_thousand_devices(name: str, kind: str, scoreboard: Callable[..., None]) -> None:
+    first, later = _decision_s(_cluster(kind), name)
+    what = (
+        f"ms of processor for `{name}` from view to plan, {DEVICES} devices, batch {BATCH} (first {1e3 * first:.0f} ms)"
+    )
+    scoreboard(f"{name}, 1,000 devices of {kind}", 1e3 * later, aim="< 10 ms", what=what)

@@ -128,6 +128,45 @@ def test_a_loss_costs_the_step_under_way_and_a_forced_change(build: Any) -> None
     assert start["plan_sha256"] != loss["plan_sha256"]
 
 
+def _servers(events: list[dict[str, Any]]) -> Scenario:
+    nodes = [
+        {"name": name, "link": "nvlink-2", "devices": [{"device": "nvidia-v100-sxm-32gb", "name": name, "count": 2}]}
+        for name in ("old", "older")
+    ]
+    workload = {"model": "bert-base", "global_batch": 64, "sequence_length": 128, "dtype": "fp16"}
+    document = {"name": "servers", "cluster": {"network": "ethernet-100g", "nodes": nodes}, "workload": workload}
+    return scenario_from({**document, "disturbances": events, "sampling": {"steps": STEPS, "launches": 1}})
+
+
+def test_a_machine_is_lost_with_all_its_devices_in_one_event() -> None:
+    """One step in vain and one forced change, not one for each device; and all of it comes back at once."""
+    events = [
+        {"kind": "loss", "machine": "older", "from_step": 4},
+        {"kind": "return", "machine": "older", "from_step": 7},
+    ]
+    scenario = _servers(events)
+    assert [(each.kind, each.device) for each in scenario.disturbances] == [
+        ("loss", "older-0"), ("loss", "older-1"), ("return", "older-0"), ("return", "older-1"),
+    ]  # fmt: skip
+    run = engine.simulate(scenario, make_policy("uniform"))
+    assert [(each["why"], each["step"]) for each in run.decisions] == [("start", 0), ("loss", 4)]
+    assert scenario_from(scenario.model_dump(mode="json")) == scenario
+
+
+@pytest.mark.parametrize(
+    ("event", "problem"),
+    [
+        ({"machine": "new"}, "disturbances.0.machine 'new' is no machine of the cluster"),
+        ({"machine": 7}, "disturbances.0.machine 7 is no machine of the cluster"),
+        ({"machine": "old", "device": "old-0"}, "disturbances.0.device stands beside a machine"),
+    ],
+)
+def test_a_wrong_machine_is_named_by_its_path(event: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InputError) as found:
+        _servers([{"kind": "loss", "from_step": 3, **event}])
+    assert problem in str(found.value).replace(": ", " ")
+
+
 def test_a_loss_of_a_device_that_does_nothing_changes_nothing(build: Any) -> None:
     policy = Still({0: {"d0": 6}})
     events = [{"kind": "loss", "device": "d1", "from_step": 5}]
