@@ -71,6 +71,7 @@ chaos: $(STAMP)  ## Training under 50 kills and 20 hangs (half an hour): results
 attention: $(STAMP)  ## Train attention's weights anew, and judge them on clusters that it has not seen
 	$(BIN)/steelyard attention train --out policies/weights/attention-trained.json
 	$(BIN)/steelyard attention tune --out policies/weights/attention-tuned.json
+	$(BIN)/steelyard attention tune --layers --worlds 8 --trials 40 --out policies/weights/attention-layers-tuned.json
 	$(BIN)/steelyard attention score --out results/scoreboard/attention.json
 
 adaptive: $(STAMP)  ## Judge the policies that change their plan, on runs that they were not tuned on

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...policies import make_policy
-from ...results.record import Run
 from ...sim import engine
+from ...sim.adaptive import Course, run_courses
 from ...sim.disturbances import factors_at, gone_at, slowed, without
 from ...sim.plan import Infeasible
 from ...sim.roofline import Identity
@@ -98,16 +98,21 @@ def outcome(scenario: Scenario, policy: Policy, best_s: float) -> Outcome:
     rules = scenario.rebalance
     assert rules is not None, "worlds() gives runs with rebalance points"
     bound = scenario.model_copy(update={"rebalance": rules.model_copy(update={"at_most": 0})})
-    moving, still = engine.simulate(scenario, policy), engine.simulate(bound, policy)
+    moving, still = course(scenario, policy), course(bound, policy)
     made = [each for each in moving.decisions if each["changed"] and each["why"] == "asked"]
     price_s = sum(each["price_s"] for each in made)
     return Outcome(total_s(moving), total_s(still), best_s, price_s, len(made))
 
 
-def total_s(run: Run) -> float:
+def course(scenario: Scenario, policy: Policy) -> Course:
+    """The one course of a run without noise."""
+    (found,) = run_courses(scenario, policy, seed=scenario.seed, launches=1)
+    return found
+
+
+def total_s(found: Course) -> float:
     """Seconds of all steps but the first."""
-    steps: int = run.manifest.scenario["sampling"]["steps"]
-    return run.summary.step_time_s.mean * (steps - 1)
+    return found.ends[-1] - found.ends[0]
 
 
 def clairvoyant_s(scenario: Scenario, planners: Sequence[str]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,6 @@ NAMES = ("plain", "memory", "slow links", "catalog")
 EXACT_CUT = "exact (cut-exact)"
 NO_PLAN = 3.0
 """Logarithm of how much slower than equal stages a refusal counts."""
-Tick = Callable[[int, int], None]
 
 
 def layer_families() -> list[Family]:
@@ -55,17 +54,24 @@ def layer_contestants(tuned: dict[str, Any]) -> dict[str, Policy]:
     }
 
 
-def layer_loss(scenarios: Sequence[Scenario], policy: Policy) -> float:
-    """Mean logarithm of a policy's estimated step over that of equal stages."""
-    return float(np.mean([_loss(scenario, policy) for scenario in scenarios]))
-
-
-def _loss(scenario: Scenario, policy: Policy) -> float:
+def base_s(scenario: Scenario) -> float:
+    """Estimated step of equal stages; where these do not fit, of attention's defaults."""
     view = View.of(scenario)
-    try:
-        base = step_s(view, make_policy("cut-uniform").allocate(view))
-    except Infeasible:
-        base = step_s(view, make_policy("attention-layers").allocate(view))
+    for name in ("cut-uniform", "attention-layers"):
+        try:
+            return step_s(view, make_policy(name).allocate(view))
+        except Infeasible:
+            continue
+    return 1.0  # nobody has a plan: a refusal costs every policy the same
+
+
+def layer_loss(scenarios: Sequence[Scenario], bases: Sequence[float], policy: Policy) -> float:
+    """Mean logarithm of a policy's estimated step over that of equal stages."""
+    return float(np.mean([_loss(scenario, base, policy) for scenario, base in zip(scenarios, bases, strict=True)]))
+
+
+def _loss(scenario: Scenario, base: float, policy: Policy) -> float:
+    view = View.of(scenario)
     try:
         return math.log(step_s(view, policy.allocate(view)) / base)
     except Infeasible:

@@ -33,12 +33,13 @@ def tune(
     seed: Seed = 0,
     worlds: Annotated[int, typer.Option(min=4, help="Training clusters.")] = 60,
     trials: Annotated[int, typer.Option(min=1, help="Per policy.")] = 120,
+    layers: Annotated[bool, typer.Option("--layers", help="Of attention-layers, not of those that split.")] = False,
     out: Out = None,
 ) -> None:
     """Look for the best parameters of the policies that have no weights on random clusters, with Optuna."""
     from .tuning import tune as look
 
-    give(look(seed=seed, worlds=worlds, trials=trials), out)
+    give(look(seed=seed, worlds=worlds, trials=trials, layers=layers), out)
 
 
 @attention.command()

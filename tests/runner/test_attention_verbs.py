@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from steelyard.policies import make_policy
 from steelyard.policies.attention_trained import Weights
-from steelyard.runner.attention.scoring import contestants
-from steelyard.runner.attention.tuning import TUNED
+from steelyard.runner.attention.layers import EXACT_CUT, layer_contestants, layer_families, layer_worlds
+from steelyard.runner.attention.scoring import contestants, tuned
+from steelyard.runner.attention.tuning import LAYERS, TUNED
 from steelyard.runner.attention.worlds import FAMILIES
 from steelyard.runner.cli import run
 
@@ -45,9 +46,33 @@ def test_tune_gives_parameters_that_the_policies_take(tmp_path: Path, capsys: Ca
         assert found["loss"] >= 0
 
 
+def test_layers_are_tuned_on_clusters_of_their_own(capsys: Capture) -> None:
+    assert run(["attention", "tune", "--layers", "--worlds", "4", "--trials", "2"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["made_by"] == "steelyard attention tune --seed 0 --worlds 4 --trials 2 --layers"
+    assert tuple(document["policies"]) == LAYERS
+    for name, found in document["policies"].items():
+        make_policy(name, found["parameters"])
+    training, held_out = (layer_worlds(purpose, 0, 2) for purpose in ("training", "held out"))
+    assert not {each.model_dump_json() for _, each in training} & {each.model_dump_json() for _, each in held_out}
+
+
+@pytest.mark.slow
+def test_layers_are_held_against_the_exact_cut(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "score.json"
+    assert run(["attention", "score", "--each", "1", "--layers-each", "1", "--out", str(out)]) == 0
+    table, layers = capsys.readouterr().out, json.loads(out.read_text())["layers"]
+    assert layers["scenarios"] == len(layer_families()) == len(layers["families"])
+    shares = {row["policy"]: row for row in layers["rows"]}
+    assert list(shares) == list(layer_contestants(tuned()["attention-layers"]))
+    assert shares[EXACT_CUT]["worst"] == 1.0
+    assert shares["attention-layers"]["median"] >= shares["attention-layers, one head"]["median"]
+    assert all(policy in table for policy in shares)
+
+
 def test_score_compares_every_contestant_on_every_family(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "score.json"
-    assert run(["attention", "score", "--each", "1", "--out", str(out)]) == 0
+    assert run(["attention", "score", "--each", "1", "--layers-each", "0", "--out", str(out)]) == 0
     table = capsys.readouterr().out
     document = json.loads(out.read_text())
     assert document["scenarios"] == len(FAMILIES)
@@ -59,9 +84,9 @@ def test_score_compares_every_contestant_on_every_family(tmp_path: Path, capsys:
 
 
 def test_score_keeps_tables_out_of_the_document(capsys: Capture) -> None:
-    assert run(["attention", "score", "--each", "1", "--json"]) == 0
+    assert run(["attention", "score", "--each", "1", "--layers-each", "0", "--json"]) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["made_by"] == "steelyard attention score --seed 7 --each 1"
+    assert json.loads(said.out)["made_by"] == "steelyard attention score --seed 7 --each 1 --layers-each 0"
     assert "median %" in said.err
 
 
