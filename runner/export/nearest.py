@@ -191,7 +191,7 @@ def _bases(plan: Plan, scenario: Scenario) -> Iterator[Shape]:
     limit = scenario.workload.max_micro_batch
     batch = scenario.workload.global_batch
     usual = _median([size for pipeline in plan.pipelines for size in pipeline.micro_batches])
-    own = [tuple(pipeline.micro_batches) for pipeline in plan.pipelines]
+    own = [tuple(pipeline.micro_batches) for pipeline in _by_samples(plan)]
     for workers, cuts in _placements(plan, scenario):
         if len(workers) == len(own) and len(workers[0]) * len(workers[0][0]) == 1:
             yield Shape(groups=workers, cuts=cuts, sizes=tuple(own))  # unequal ones, where a framework takes them
@@ -206,7 +206,7 @@ def _placements(
     plan: Plan, scenario: Scenario
 ) -> Iterator[tuple[tuple[tuple[tuple[str, ...], ...], ...], tuple[int, ...]]]:
     """Groups of devices and cuts, by the degrees that the plan's pipelines have; those with most samples first."""
-    pipelines = sorted(plan.pipelines, key=lambda pipeline: -pipeline.samples)
+    pipelines = _by_samples(plan)
     shapes = dict.fromkeys((max(positions(each)) + 1, _degree(each), cuts_of(each)) for each in pipelines)
     flat = [name for pipeline in pipelines for name in pipeline.devices]
     tried = dict.fromkeys([*shapes, *((1, 1, (0, cuts[-1])) for _, _, cuts in shapes)])
@@ -223,6 +223,11 @@ def _placements(
             for bounds in dict.fromkeys((cuts, tuple(equal))):
                 if (len(bounds) - 1) % depth == 0:
                     yield tuple(workers), bounds
+
+
+def _by_samples(plan: Plan) -> list[Pipeline]:
+    """The plan's pipelines, those with most samples first: where some must be left out, it is the others."""
+    return sorted(plan.pipelines, key=lambda pipeline: -pipeline.samples)
 
 
 def _is_plain(pipeline: Pipeline, degree: int) -> bool:

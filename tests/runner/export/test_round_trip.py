@@ -179,6 +179,16 @@ def test_unequal_micro_batches_are_for_fsdp_alone(eight: Scenario) -> None:
     assert found.loss_percent > 0
 
 
+def test_what_can_stay_stays_with_its_device(eight: Scenario) -> None:
+    """Shares rise in the order of the names here, and pipelines are tried by falling samples."""
+    samples = dict(zip(sorted(NAMES), (1, 1, 1, 1, 5, 5, 5, 5), strict=True))
+    plan = Plan.data_parallel(eight.workload, samples).model_copy(update={"zero": 1})
+    found = export(plan, eight, TARGETS["fsdp"])
+    assert [problem.path for problem in found.problems] == ["zero"]
+    assert len(found.changed) == 1
+    assert found.plan.samples() == samples
+
+
 def test_what_no_plan_can_mend_is_refused() -> None:
     world = scenario_from(document() | {"workload": document()["workload"] | {"dtype": "fp8"}})
     plan = Plan.data_parallel(world.workload, dict.fromkeys(NAMES, 3))
