@@ -222,7 +222,7 @@ def _degrees(
     found = []
     for stage in range(len(bounds) - 1):
         runs = {
-            degree: Held(Seat(kind.number, degree), *bounds[stage : stage + 2], "none")
+            degree: Held(Seat(kind.number, degree), bounds[stage], bounds[stage + 1], "none")
             for degree in foundry.degrees(kind)
         }
         ahead = min(len(bounds) - 1 - stage, -(-foundry.view.global_batch // size))
@@ -379,7 +379,7 @@ class Configuration:
         bounds = self.table.bounds
         pipelines = []
         for row in range(self.replicas):
-            held = [Held(column[row][0], *bounds[s : s + 2], "none") for s, column in enumerate(columns)]
+            held = [Held(column[row][0], bounds[s], bounds[s + 1], "none") for s, column in enumerate(columns)]
             stages = [staged(foundry, each, column[row][1]) for each, column in zip(held, columns, strict=True)]
             sizes = micro_batches(share + (row < over), self.table.size)
             pipelines.append(Pipeline(stages=stages, micro_batches=sizes))
