@@ -67,20 +67,22 @@ CATALOG: dict[str, Entry] = {
         },
     ),
     "gpt2-tiny-text": Entry(
-        "GPT-2 sequence classifier of 2 M parameters for short texts: for lanes",
+        "GPT-2 language model of 1 M parameters for short texts: for lanes",
         "sized for the suite of replays",
-        {**_gpt2(4, 4, 128, 64), "vocab_size": 8192, "bos_token_id": None, "eos_token_id": None},
+        {**_gpt2(4, 4, 128, 64), "vocab_size": 2048, "bos_token_id": None, "eos_token_id": None},
+        "causal-lm",
     ),
     "llama-tiny-text": Entry(
-        "Llama sequence classifier of 2 M parameters for short texts: for lanes",
+        "Llama language model of 1 M parameters for short texts: for lanes",
         "sized for the suite of replays",
         {
             **_llama(4, 4, 128, 344, 64),
-            "vocab_size": 8192,
+            "vocab_size": 2048,
             "num_key_value_heads": 2,
             "bos_token_id": None,
             "eos_token_id": None,
         },
+        "causal-lm",
     ),
     "bert-base": Entry(
         "BERT base sequence classifier (12 layers, hidden 768)",
