@@ -135,6 +135,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
         ),
         *_fidelity_fact(each),
         ("noise floor", percent(each.noise_floor_percent, sign=False), "the same plan measured against itself (A/A)"),
+        ("host", "busy" if each.busy else "quiet", "by disturbed compute, drift since calibration, noise floor"),
         (
             "speed-up over uniform",
             NONE if each.speedup_over_uniform is None else f"{each.speedup_over_uniform:.2f} x",

@@ -46,7 +46,7 @@ def test_one_row_per_plan_with_the_same_columns(study: list[Run]) -> None:
     rows = plan_table(comparison)
     assert len(rows) == len(comparison.plans)
     assert len({tuple(row) for row in rows}) == 1
-    assert rows[0]["policy"] == "makespan leave_out=True"
+    assert rows[0]["policy"].startswith("makespan leave_out=True")
     assert rows[0]["samples"] == "25+7"
     assert rows[-1]["policy"] == "uniform, again (A/A twin)"
     full = table_rows(comparison.plans)
