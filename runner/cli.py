@@ -617,6 +617,8 @@ def demo(
         bar=lambda title: _following(console, title, live if title == "measuring" else False, as_json),
     )
     _emit(result.document, as_json, result.rows, "")
+    if result.by_fidelity:
+        _print(as_json, [dict(row) for row in result.by_fidelity], "at each fidelity")
     for line in result.lines:
         _console(stdout=not as_json).print(line, highlight=False)
     return INTERRUPTED if result.interrupted else DONE

@@ -14,6 +14,7 @@ from ..results.compare import Comparison, compare
 from ..results.report import headlines, plan_table
 from ..results.report import report as write_report
 from ..results.store import to_json, write_text
+from ..results.tables import fidelity_table
 from ..sim.device import Cluster
 from ..sim.disturbances import refuse_events
 from ..sim.spec import Scenario, apply_setting, load_scenario, read_document
@@ -40,6 +41,8 @@ class Demo:
     rows: list[dict[str, Any]]
     lines: list[str]
     interrupted: bool
+    by_fidelity: list[dict[str, str]]
+    """One row per plan: what each fidelity predicted."""
 
 
 def demo(
@@ -118,4 +121,5 @@ def finish(comparison: Comparison, found: SearchResult, folder: Path, runs: Sequ
         f"search: {len(found.trials)} trials, {found.trials_per_s:.0f} per second",
         f"report: {path}",
     ]
-    return Demo(document, [dict(row) for row in plan_table(comparison)], lines, interrupted)
+    rows = [dict(row) for row in plan_table(comparison)]
+    return Demo(document, rows, lines, interrupted, fidelity_table(comparison.plans))

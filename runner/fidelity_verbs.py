@@ -32,6 +32,8 @@ def time_operators(
     workload = workload_of(document, folder)
     path = tables_path(runs, lanes, workload.dtype)
     tables = calibrate_operators(lanes, path, dtype=workload.dtype, again=again, force=force, report=report)
+    for name, table in tables.items():
+        report(surplus_line(name, table))
     answer = {"path": str(path), "tables": {name: table.model_dump(mode="json") for name, table in tables.items()}}
     emit(answer, operator_rows(tables), f"operators in {path}")
 
@@ -51,17 +53,18 @@ def operator_rows(tables: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "longest ms": 1e3 * max(seconds),
                 }
             )
-        for direction, surplus in (("forward", table.forward), ("backward", table.backward)):
-            rows.append(
-                {
-                    "lane": name,
-                    "operator": f"{direction} pass: us a call, factor %",
-                    "points": len(table.residuals),
-                    "shortest us": 1e6 * surplus.call_s,
-                    "longest ms": 100 * surplus.factor,
-                }
-            )
     return rows
+
+
+def surplus_line(lane: str, table: Any) -> str:
+    """What passes take beside their kernels on a lane, and how far the small models are from what the others tell."""
+    told = [
+        f"{name} {1e6 * each.call_s:.1f} us a call and {each.factor:.2f} x the kernels"
+        for name, each in (("forward", table.forward), ("backward", table.backward))
+    ]
+    off = [100 * abs(each) for each in table.residuals]
+    judged = f"a small model that is left out is {sum(off) / len(off):.1f} % off, at worst {max(off):.1f} %"
+    return f"  {lane}: {', '.join(told)}; {judged}"
 
 
 def feed_back(document: dict[str, Any], folder: Path | None, runs: Path, measured: Sequence[Path], emit: Emit) -> None:

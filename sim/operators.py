@@ -82,7 +82,8 @@ class OperatorGrid(Spec):
 
         Below the grid the time of its edge (what is left is overhead), above it the edge's rate.
         """
-        scale, source = 1.0, "measured"
+        scale = 1.0
+        source: Source = "measured"
         corners: list[tuple[tuple[int, float], ...]] = []
         for axis, size, power in zip(self.axes, sizes, self.powers, strict=True):
             inside = min(max(size, axis[0]), axis[-1])
@@ -93,7 +94,7 @@ class OperatorGrid(Spec):
             if len(corners[-1]) > 1 and source == "measured":
                 source = "interpolated"
         logarithm, told = self._between(corners)
-        return scale * math.exp(logarithm), source if told else "extrapolated"  # type: ignore[return-value]  # a Source
+        return scale * math.exp(logarithm), source if told else "extrapolated"
 
     def _between(self, corners: Sequence[tuple[tuple[int, float], ...]]) -> tuple[float, bool]:
         """The logarithm of the time between the corners of a cell, and whether all of them were measured."""
@@ -229,7 +230,7 @@ def calibrated_profile(
         workload: whose kernels were captured.
         captured: per micro-batch size, the kernels of each layer.
     """
-    totals = dict.fromkeys(("measured", "interpolated", "extrapolated", "guessed"), 0.0)
+    totals: dict[Source, float] = {"measured": 0.0, "interpolated": 0.0, "extrapolated": 0.0, "guessed": 0.0}
     points = []
     whole_s = _whole_optimizer_s(table, workload, next(iter(captured.values())))
     for size, layers in sorted(captured.items()):
