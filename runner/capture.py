@@ -22,8 +22,8 @@ from ..results.errors import InputError
 from ..sim.operators import Call, LayerCalls
 from ..sim.workload import Workload
 from .division import Division, storage_key
-from .families import TASKS, assemble, config_data, settle
-from .meter import Direction, Meter, hooked
+from .families import TASKS, assemble, config_data, make_inputs, make_loss, refused, settle
+from .meter import Direction, Meter, convolution_backward_flops, hooked
 
 ROWWISE = {
     "native_layer_norm": "layer_norm",
@@ -73,7 +73,10 @@ class Tape(Meter):  # type: ignore[no-untyped-call]  # torch leaves the mode's b
             inputs = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
             outputs = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
             place = self._owner(inputs) or self._place()
-            self.calls.setdefault(place, []).extend(calls_of(func, args, kwargs or {}, inputs, outputs))
+            self.calls.setdefault(place, []).extend(
+                call._replace(flops=call.flops or _flops(func, args, kwargs or {}, out))
+                for call in calls_of(func, kwargs or {}, inputs, outputs)
+            )
         return out
 
     def of_layers(self, model: nn.Module) -> list[LayerCalls]:
@@ -113,40 +116,43 @@ def capture(workload: Workload, sizes: Sequence[int]) -> dict[int, list[LayerCal
     """The kernels of each layer of a workload for micro-batches of some sizes, forward and backward.
 
     Raises:
-        InputError: transformers cannot make the model, or it is no classifier of texts.
+        InputError: transformers cannot make the model, or its path depends on its data.
     """
     return capture_config(workload.model.config, sizes, workload.sequence_length)
 
 
 def capture_config(config: Mapping[str, Any], sizes: Sequence[int], tokens: int) -> dict[int, list[LayerCalls]]:
-    """The same of a configuration: the pass that a worker makes of a classifier, its gradients added up."""
+    """The same of a configuration, for the task that it names.
+
+    Raises:
+        InputError: transformers cannot make the model, or its path depends on its data.
+    """
     data = config_data(config)
     task = data.pop("task", TASKS[0])
     settled = settle(data)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model: Any = assemble(settled, task).train()
-        if task != TASKS[0] or model.main_input_name != "input_ids":
-            raise InputError("workload.model", f"is a {task} model of {model.main_input_name}", "texts are classified")
-        return {size: _captured(model, size, tokens) for size in sizes}
+        try:
+            return {size: _captured(model, settled, task, size, tokens) for size in sizes}
+        except InputError:
+            raise
+        except Exception as error:  # a family whose path depends on its data cannot be captured without any
+            raise refused(settled.model_type, error) from error
 
 
-def _captured(model: Any, samples: int, tokens: int) -> list[LayerCalls]:
+def _captured(model: Any, config: Any, task: str, samples: int, tokens: int) -> list[LayerCalls]:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    ids = torch.zeros(samples, tokens, dtype=torch.long)
-    labels = torch.zeros(samples, dtype=torch.long)
+    inputs, loss = make_inputs(model, config, task, samples, tokens), make_loss(task, config)
     tape = Tape(model, Division(model, None, set()))
     with hooked(model, tape), tape:
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / samples
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it without types
+        value: Any = loss(model(**inputs))
+        value.backward()
     return tape.of_layers(model)
 
 
-def calls_of(
-    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]
-) -> list[Call]:
-    """An operator of torch as calls that a table of operators prices."""
+def calls_of(func: Any, kwargs: Mapping[str, Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[Call]:
+    """An operator of torch as calls that a table of operators prices; products and attention with their FLOPs."""
     name = func._overloadpacket.__name__
     largest = float(max((each.numel() for each in (*inputs, *outputs)), default=1))
     if func.is_view or name in VIEWS:
@@ -167,12 +173,17 @@ def calls_of(
         return [Call(kind, (max(largest / max(width, 1.0), 1.0), max(width, 1.0)), largest)]
     if kind == "clone" and inputs and not inputs[0].is_contiguous():
         kind = "clone strided"
-    flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=outputs) if _counts(func) else 0
-    return [Call(kind, (max(largest, 1.0),), largest, float(flops))]
+    return [Call(kind, (max(largest, 1.0),), largest)]
 
 
-def _counts(func: Any) -> bool:
-    return func._overloadpacket in flop_registry
+def _flops(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+    """FLOPs of what is neither a matrix product nor attention: convolutions, by torch's own count."""
+    packet = func._overloadpacket
+    if packet is torch.ops.aten.convolution_backward:
+        return float(convolution_backward_flops(args))
+    if packet.__name__ in PRODUCTS or ATTENTION in packet.__name__ or packet not in flop_registry:
+        return 0.0
+    return float(flop_registry[packet](*args, **kwargs, out_val=out))
 
 
 def layout(tensor: Tensor) -> str:

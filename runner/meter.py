@@ -192,7 +192,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
             return
         flops = counted(*args, **kwargs, out_val=out) if counted else 0
         if packet is torch.ops.aten.convolution_backward:
-            flops = _convolution_backward_flops(args)
+            flops = convolution_backward_flops(args)
         if packet is torch.ops.aten.embedding:  # reads the rows it looks up, not the table
             inputs = [*inputs[1:], *outputs]
         self.count(_kind(packet.__name__, counted is not None), int(flops), [*inputs, *outputs], work)
@@ -331,7 +331,7 @@ def _after(meter: Meter, next_name: str, _: nn.Module, args: Any, output: Any) -
     meter.end(_hidden(output), next_name)
 
 
-def _convolution_backward_flops(args: Any) -> int:
+def convolution_backward_flops(args: Any) -> int:
     """As many as forward for each gradient that is asked for: torch's own count takes groups for one dense product."""
     gradient, samples, weight, transposed, asked = (args[each] for each in (0, 1, 2, 7, 10))
     places = samples if transposed else gradient

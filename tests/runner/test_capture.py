@@ -24,7 +24,7 @@ from steelyard.runner.operators import (
 from steelyard.runner.workload import model_from_config
 from steelyard.sim.cost import device_cost
 from steelyard.sim.operators import Call, LayerCalls, OperatorGrid, OperatorTable, call_s
-from steelyard.sim.spec import Scenario
+from steelyard.sim.spec import Scenario, load_model
 from steelyard.sim.workload import Workload
 
 TOLERANCE = 0.01
@@ -49,6 +49,9 @@ FAMILIES: list[dict[str, Any]] = [
         "intermediate_size": 64,
     },
 ]
+
+CATALOG = ("bert-base", "gpt2", "llama-tiny-text", "opt-350m", "patchtst-weather", "segformer-b0", "t5-base")
+"""A model of each family that can be captured: a classifier, language models, convolutions, time series."""
 
 
 def workload(config: dict[str, Any]) -> Workload:
@@ -95,9 +98,21 @@ def test_a_larger_micro_batch_is_more_work_in_equal_calls() -> None:
         assert sum(call.times for call in a.backward) == sum(call.times for call in b.backward)
 
 
-def test_another_task_is_refused_with_the_reason() -> None:
-    model = model_from_config({**FAMILIES[3], "vocab_size": 128}, task="causal-lm")
-    with pytest.raises(InputError, match="causal-lm"):
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CATALOG)
+def test_the_catalogs_models_are_captured_with_the_flops_of_their_descriptions(name: str) -> None:
+    described = Workload(model=load_model(name), global_batch=4, sequence_length=64)
+    layers = capture(described, [2])[2]
+    assert [layer.name for layer in layers] == [layer.name for layer in described.layers]
+    for found, layer in zip(layers, described.layers, strict=True):
+        assert flops(found.forward) == pytest.approx(2 * layer.forward_flops(64), rel=TOLERANCE, abs=1)
+        assert flops(found.backward) == pytest.approx(2 * layer.backward_flops(64), rel=TOLERANCE, abs=1)
+
+
+def test_a_model_whose_path_depends_on_its_data_is_refused_with_the_reason() -> None:
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = model_from_config({"model_type": "vit", "image_size": 32, "patch_size": 16, **small})
+    with pytest.raises(InputError, match="vit"):
         capture(Workload(model=model, global_batch=4, sequence_length=16), [2])
 
 
