@@ -26,8 +26,10 @@ from ..replay import Study, lanes_of, replay
 from .cases import Case, Suite, runnable
 
 RESULT = "case.json"
-LEAST_CASE_S = 30.0
-"""A case for which less of the budget is left is not begun."""
+LEAST_CASE_S = 150.0
+"""A case for which less of the budget is left is not begun: its calibration alone takes most of that."""
+GOOD_CASE_S = 300.0
+"""A budget too short for all cases gives the first ones so much each, and leaves the others for the next time."""
 
 Bar = Callable[[str], AbstractContextManager[Tick]]
 
@@ -69,7 +71,7 @@ def run_suite(
         if left_s is not None and left_s < LEAST_CASE_S:
             notes.append(f"the budget ended before {len(todo) - number} of {len(suite.cases)} cases")
             break
-        share_s = None if left_s is None else left_s / (len(todo) - number)
+        share_s = None if left_s is None else min(left_s, max(GOOD_CASE_S, left_s / (len(todo) - number)))
         try:
             kept[case.name] = run_case(suite, case, place, seed=seed, budget_s=share_s, report=report, bar=bar)
         except KeyboardInterrupt:
