@@ -20,7 +20,7 @@ import pytest
 from steelyard.policies import policy_from_text
 from steelyard.results.errors import InputError
 from steelyard.runner.cli import run
-from steelyard.runner.devices import LaneFile
+from steelyard.runner.declared import LaneFile
 from steelyard.sim.checking import validate
 from steelyard.sim.spec import load_scenario
 
