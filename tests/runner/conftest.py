@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,25 @@ def write_tiny(lanes: list[NamedLane]) -> Callable[[Path], Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def disk_of(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of its own of a size, as ``mount`` has it; gone after the test."""
+    place = tmp_path / "disk"
+
+    def mount(size: str) -> Path:
+        place.mkdir()
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
+        answer = subprocess.run(words, capture_output=True, text=True)
+        if answer.returncode != 0:
+            place.rmdir()
+            pytest.skip(f"this host lets nobody mount a small disk: {answer.stderr.strip()}")
+        return place
+
+    yield mount
+    if place.exists():
+        subprocess.run(["umount", place], check=True)
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,21 +10,8 @@ from steelyard.runner.cli import run
 from steelyard.runner.journal import Journal
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    answer = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", place], capture_output=True, text=True)
-    if answer.returncode != 0:
-        pytest.skip(f"this host lets nobody mount a small disk: {answer.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
-def test_a_run_that_does_not_fit_is_absent(tiny_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_does_not_fit_is_absent(disk_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_disk = disk_of("16k")
     assert run(["simulate", "mixed-gpus", "--policy", "uniform", "--runs", str(tiny_disk / "runs")]) == 1
     error = capsys.readouterr().err.strip()
     assert "No space left on device" in error
@@ -33,7 +19,8 @@ def test_a_run_that_does_not_fit_is_absent(tiny_disk: Path, capsys: pytest.Captu
     assert list((tiny_disk / "runs").iterdir()) == []
 
 
-def test_a_journals_lines_wait_for_room(tiny_disk: Path) -> None:
+def test_a_journals_lines_wait_for_room(disk_of: Callable[[str], Path]) -> None:
+    tiny_disk = disk_of("16k")
     ballast, journal = tiny_disk / "ballast", Journal(tiny_disk / "journal.jsonl")
     journal.write("first")
     with pytest.raises(OSError, match="No space left"):

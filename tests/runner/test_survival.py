@@ -237,25 +237,12 @@ def test_a_lack_of_memory_is_named(lanes: list[NamedLane]) -> None:
     assert (failed.value.fault.kind, failed.value.fault.lane) == ("memory", "full")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own that holds one checkpoint, and not two."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    answer = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m", "tmpfs", place], capture_output=True, text=True)
-    if answer.returncode != 0:
-        pytest.skip(f"this host lets nobody mount a small disk: {answer.stderr.strip()}")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
 def test_a_full_disk_costs_checkpoints_and_not_the_training(
-    tiny_scenario: Scenario, undisturbed: Training, small_disk: Path
+    tiny_scenario: Scenario, undisturbed: Training, disk_of: Callable[[str], Path]
 ) -> None:
     """What could not be written leaves nothing behind; with room, it goes on from the last whole checkpoint."""
     scenario = with_training(tiny_scenario)
+    small_disk = disk_of("5m")
     (small_disk / "ballast").write_bytes(bytes(5 * 2**20 - ROOM))
     with pytest.raises(WorkerFailedError, match="No space left on device"):
         train(scenario, fixed(scenario, SAMPLES), small_disk)
