@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -57,22 +57,30 @@ def machine(pid: int, number: int, folder: Path, words: list[str], launcher: lis
     )
 
 
+@contextmanager
+def parts_of(
+    folder: Path, launcher: Callable[[int], list[str]], *words: str
+) -> Iterator[tuple[list[int], list[subprocess.Popen[str]]]]:
+    """A command on both machines: a process in each namespace, and the parts, which are killed in the end."""
+    with two_machines() as pids, ExitStack() as stack:
+        parts = []
+        for number, pid in enumerate(pids):
+            parts.append(stack.enter_context(machine(pid, number, folder, list(words), launcher(number))))
+            stack.callback(parts[-1].kill)
+        yield pids, parts
+
+
 def study(folder: Path, launcher: Callable[[int], list[str]], *words: str) -> tuple[str, list[str]]:
     """Run a command on both machines to its end; what the first printed, and who listened in the namespaces."""
-    with two_machines() as pids:
-        parts = [machine(pid, number, folder, list(words), launcher(number)) for number, pid in enumerate(pids)]
+    with parts_of(folder, launcher, *words) as (pids, parts):
         heard: set[str] = set()
-        try:
-            while parts[0].poll() is None:
-                for pid in pids:
-                    command = ["nsenter", "--net", "--target", str(pid), "ss", "-ltnH"]
-                    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-                    heard |= {line.split()[3].rpartition(":")[0] for line in lines}
-                time.sleep(0.2)
-            answers = [part.communicate(timeout=60) for part in parts]
-        finally:
-            for part in parts:
-                part.kill()
+        while parts[0].poll() is None:
+            for pid in pids:
+                command = ["nsenter", "--net", "--target", str(pid), "ss", "-ltnH"]
+                lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+                heard |= {line.split()[3].rpartition(":")[0] for line in lines}
+            time.sleep(0.2)
+        answers = [part.communicate(timeout=60) for part in parts]
     assert [part.returncode for part in parts] == [0, 0], [error for _, error in answers]
     return answers[0][0], sorted(heard)
 
@@ -119,37 +127,22 @@ def test_a_study_over_two_machines(folder: Path) -> None:
 
 
 def test_a_machine_that_dies_is_named_and_the_others_end(folder: Path) -> None:
-    with two_machines() as pids:
-        parts = [
-            machine(pid, number, folder, ["calibrate", "tiny.toml"], by_hand(number)) for number, pid in enumerate(pids)
-        ]
-        try:
-            worker = _worker_below(parts[1].pid)
-            worker.kill()
-            _, error = parts[0].communicate(timeout=120)
-            parts[1].communicate(timeout=60)
-        finally:
-            for part in parts:
-                part.kill()
+    with parts_of(folder, by_hand, "calibrate", "tiny.toml") as (_, parts):
+        _worker_below(parts[1].pid).kill()
+        _, error = parts[0].communicate(timeout=120)
+        parts[1].communicate(timeout=60)
     assert parts[0].returncode == 1
     assert "worker 'there' (rank " in error
     assert parts[1].returncode == 1
 
 
 def test_a_driver_that_is_killed_takes_all_machines_along(folder: Path) -> None:
-    with two_machines() as pids:
-        parts = [
-            machine(pid, number, folder, ["calibrate", "tiny.toml"], by_hand(number)) for number, pid in enumerate(pids)
-        ]
-        try:
-            worker = _worker_below(parts[1].pid)
-            for each in [*psutil.Process(parts[0].pid).children(recursive=True), psutil.Process(parts[0].pid)]:
-                each.kill()
-            parts[1].communicate(timeout=60)
-            assert not psutil.wait_procs([worker], timeout=20)[1]
-        finally:
-            for part in parts:
-                part.kill()
+    with parts_of(folder, by_hand, "calibrate", "tiny.toml") as (_, parts):
+        worker = _worker_below(parts[1].pid)
+        for each in [*psutil.Process(parts[0].pid).children(recursive=True), psutil.Process(parts[0].pid)]:
+            each.kill()
+        parts[1].communicate(timeout=60)
+        assert not psutil.wait_procs([worker], timeout=20)[1]
     assert parts[1].returncode not in (0, None)
 
 
