@@ -611,7 +611,11 @@ def _memory_gib(lane: NamedLane, offer: Offer, lanes: Sequence[NamedLane]) -> fl
     """Memory of one lane: a GPU's own, or the host's divided among its CPU lanes; no more than the lane's limit."""
     if lane.memory_limit_gib:
         return min(lane.memory_limit_gib, offer.memory_bytes / 2**30)
-    sharing = 1 if lane.torch_device != "cpu" else sum(each.torch_device == "cpu" for each in lanes)
+    sharing = (
+        1
+        if lane.torch_device != "cpu"
+        else sum(each.torch_device == "cpu" and each.machine == lane.machine for each in lanes)
+    )
     return offer.memory_bytes / 2**30 / sharing
 
 

@@ -13,7 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from ...results.errors import InputError
-from .membership import Membership
+from ...sim.checking import first_line
+from .membership import Membership, lost_store
 
 VERBS = ("calibrate", "replay", "simulate", "search", "check")
 """What runs across machines: the rest reads and writes files on the machines of the lanes."""
@@ -59,8 +60,12 @@ def _serve(membership: Membership) -> int:
     from .agent import serve
 
     store = membership.open_store()
-    code = serve(store, membership)
-    store.add("goodbye", 1)
+    try:
+        code = serve(store, membership)
+        store.add("goodbye", 1)
+    except lost_store() as error:  # the workers that ran for it end with this process
+        sys.stderr.write(f"steelyard: the first machine is gone: {first_line(error)}\n")
+        return 1
     return code
 
 

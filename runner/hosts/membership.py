@@ -97,6 +97,12 @@ def _store(address: str, port: int, **options: Any) -> Store:
     return store
 
 
+def lost_store() -> type[Exception]:
+    """What a store raises whose machine is gone."""
+    found: type[Exception] = _distributed().DistError
+    return found
+
+
 def _distributed() -> Any:
     """``torch.distributed``, whose stores are not among its typed names."""
     return importlib.import_module("torch.distributed")

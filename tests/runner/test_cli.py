@@ -598,6 +598,12 @@ def test_devices_lists_what_was_measured(call: Call) -> None:
     for each in document["lanes"]:
         assert {"name", "summary", "source", "parameters", "reason", "ratio_to_full"} <= set(each)
         assert each["product_gflop_per_s"] > 0
+    can = {each["name"]: each for each in document["capabilities"]}
+    assert set(can) == {
+        *("affinity", "instruction_caps", "cpu_quota", "memory_limit"),
+        *("namespaces", "link_rate", "link_latency", "cuda"),
+    }
+    assert all(each["reason"] for each in can.values()), "what is not to be had says why"
 
 
 # ---- what is imported ----

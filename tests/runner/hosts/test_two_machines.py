@@ -141,9 +141,10 @@ def test_a_driver_that_is_killed_takes_all_machines_along(folder: Path) -> None:
         worker = _worker_below(parts[1].pid)
         for each in [*psutil.Process(parts[0].pid).children(recursive=True), psutil.Process(parts[0].pid)]:
             each.kill()
-        parts[1].communicate(timeout=60)
+        _, error = parts[1].communicate(timeout=60)
         assert not psutil.wait_procs([worker], timeout=20)[1]
-    assert parts[1].returncode not in (0, None)
+    assert parts[1].returncode == 1
+    assert "the first machine is gone" in error
 
 
 def _worker_below(pid: int) -> psutil.Process:
