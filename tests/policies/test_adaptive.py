@@ -178,6 +178,18 @@ def test_a_straggler_anywhere_anytime(victim: str, factor: float, start: int) ->
     assert clairvoyant_s(scenario) / total_s(run) >= SHARE
 
 
+def test_the_exact_split_follows_a_straggler() -> None:
+    """It ends with the exact split of devices as slow as they are, and is near the clairvoyant over the whole run."""
+    row = outcome("makespan-adaptive", "one twice as slow")
+    assert row.share >= 0.95
+    assert row.worth
+    assert 1 <= row.changes <= 5
+    scenario = world(SUITE["one twice as slow"])
+    (course,) = engine.adaptive.run_courses(scenario, make_policy("makespan-adaptive"), seed=0, launches=1)
+    there = View.of(world([])).slowed({"new-0": 2.0})
+    assert course.plans[-1][0].sha256 == make_policy("makespan").allocate(there).sha256
+
+
 def test_lb_bsp_equalises_what_devices_take() -> None:
     """The paper's aim: after a change, workers finish their batches at about the same time, whatever their speeds."""
     run = engine.simulate(world([slow("new-0", 30, 2.0)]), make_policy("lb-bsp"))
