@@ -180,12 +180,15 @@ def write_scenario(suite: Suite, case: Case, folder: Path) -> dict[str, Any]:
 
 
 def read_case(folder: Path, digest: str) -> CaseResult | None:
-    """The complete result of a case; None where there is none, or it is of another version of the case."""
+    """The result of a case that was measured; None where there is none, or it is of another version of the case.
+
+    One that was skipped or failed is tried again: the host may have changed.
+    """
     file = folder / RESULT
     if not file.is_file():
         return None
     found = CaseResult.model_validate_json(read_text(file, MAX_INPUT_BYTES))
-    return found if found.digest == digest else None
+    return found if found.comparison is not None and found.digest == digest else None
 
 
 def _today() -> str:

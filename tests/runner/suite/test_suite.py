@@ -15,7 +15,7 @@ from steelyard.results.record import digest
 from steelyard.runner.calibrate import Tick
 from steelyard.runner.cli import run
 from steelyard.runner.suite.cases import SHIPPED, Case, load_suite, moved_splits, runnable
-from steelyard.runner.suite.run import RESULT, read_case, run_suite
+from steelyard.runner.suite.run import read_case, run_suite
 from steelyard.sim.spec import Scenario
 
 
@@ -101,11 +101,12 @@ def test_a_small_suite_is_measured_whole_and_not_twice(tmp_path: Path, capsys: p
     said: list[str] = []
     suite = load_suite("small")
     again = run_suite(suite, tmp_path, report=said.append, bar=no_bar)
-    assert [line for line in said if "complete since" in line] == said
-    assert json.loads(json.dumps(again.document())) == document
+    assert "complete since" in said[0]
+    assert not [line for line in said if line.startswith("launch")]  # what could not be had is tried again, that is all
+    assert again.document()["cases"][0] == done
+    assert again.skipped == document["skipped"]
     # Another seed is another case; out of budget, nothing is begun and what is missing is said.
     assert read_case(tmp_path / "suite-small" / "bert-splits", suite.digest(suite.cases[0], 1)) is None
-    (tmp_path / "suite-small" / "nowhere" / RESULT).unlink()
     short = run_suite(suite, tmp_path, budget_s=1.0, bar=no_bar)
     assert not short.whole
     assert short.notes == ["the budget ended before 1 of 2 cases"]
