@@ -87,6 +87,8 @@ FEWEST = 3
 """Devices up to which the exact cut of one pipeline is weighed as well."""
 REGULAR = 2048
 """Layouts of equal pipelines whose layers are cut: the square of this over the number of devices, at most."""
+HOPELESS = 1.3
+"""Layouts that seem to take so many times the best step are not looked at closely."""
 SPLIT = 4
 """Plans that are tried with several runs of layers per device."""
 DEEPEST = 16
@@ -231,6 +233,8 @@ def looked_at(judge: Judge, layouts: Layouts, best_s: float = math.inf, most: in
     prunes = not (judge.saves or judge.bounded)
     best_s, seen = best_s if prunes else math.inf, list[Judged]()
     for layout in layouts.within(best_s, most):
+        if most and layout.about_s > HOPELESS * best_s:
+            break
         if layout.least_s >= best_s:
             continue
         plan = layout.plan()
