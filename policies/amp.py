@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from ..sim.plan import Plan
 from ..sim.view import View
 from ._base import Range
-from .hybrid import Judge, looked_at, nothing_fits
+from .hybrid import Judge, best_of, looked_at
 from .layouts import Layouts
 from .shapes import Foundry
 
@@ -37,10 +37,4 @@ class Amp:
             Infeasible: no strategy fits in memory, or none keeps the objective's floor and budget.
         """
         judge, foundry = Judge(view), Foundry(view)
-        found = looked_at(judge, Layouts(foundry, self.deepest))
-        if not found:
-            raise nothing_fits(view, foundry)
-        allowed = [each for each in found if judge.allows(each[1])]
-        if not allowed:
-            raise judge.refusal([estimate for _, estimate in found])
-        return min(allowed, key=lambda each: judge.order(each[1]))[0]
+        return best_of(judge, foundry, looked_at(judge, Layouts(foundry, self.deepest)))[0]

@@ -55,13 +55,7 @@ class Hybrid:
         spare = judge.saves or bool(view.objective.most_cost_usd_per_million_samples)
         candidates = Candidates(foundry, keep=self.keep, spare=spare)
         found = self._closely(judge, candidates, foundry)
-        if not found:
-            raise nothing_fits(view, foundry)
-        allowed = [each for each in found if judge.allows(each[1])]
-        if not allowed:
-            raise judge.refusal([estimate for _, estimate in found])
-        best = min(allowed, key=lambda each: judge.order(each[1]))
-        return improved(judge, best, self.moves)[0]
+        return improved(judge, best_of(judge, foundry, found), self.moves)[0]
 
     def _closely(self, judge: Judge, candidates: Candidates, foundry: Foundry) -> list[Judged]:
         """The fleets with the best rough estimates as plans, with their close ones."""
@@ -242,6 +236,20 @@ def looked_at(judge: Judge, layouts: Layouts, best_s: float = math.inf, most: in
             seen.append((plan, judge.estimator.of(plan)))
             best_s = min(best_s, seen[-1][1].step_s) if prunes else best_s
     return seen
+
+
+def best_of(judge: Judge, foundry: Foundry, found: Sequence[Judged]) -> Judged:
+    """The best of some plans by their estimates.
+
+    Raises:
+        Infeasible: there are none, for lack of memory; or none keeps the objective's floor and budget.
+    """
+    if not found:
+        raise nothing_fits(judge.view, foundry)
+    allowed = [each for each in found if judge.allows(each[1])]
+    if not allowed:
+        raise judge.refusal([estimate for _, estimate in found])
+    return min(allowed, key=lambda each: judge.order(each[1]))
 
 
 def nothing_fits(view: View, foundry: Foundry) -> Infeasible:

@@ -12,7 +12,7 @@ from ..sim.plan import Pipeline, Plan, micro_batches
 from ..sim.view import View
 from ._base import Range
 from .fleet import Roster, staged
-from .hybrid import Judge, Judged, nothing_fits
+from .hybrid import Judge, Judged, best_of
 from .shapes import Foundry, Held, Kind, Seat
 
 Counts = tuple[int, ...]
@@ -60,12 +60,7 @@ class Sailor:
             found.append((plan, judge.estimator.of(plan)))
             if len(found) >= self.closely and any(judge.allows(estimate) for _, estimate in found):
                 break
-        if not found:
-            raise nothing_fits(view, foundry)
-        allowed = [each for each in found if judge.allows(each[1])]
-        if not allowed:
-            raise judge.refusal([estimate for _, estimate in found])
-        return min(allowed, key=lambda each: judge.order(each[1]))[0]
+        return best_of(judge, foundry, found)[0]
 
     def _configurations(self, judge: Judge, foundry: Foundry) -> Iterator[Configuration]:
         regions = regions_of(foundry)

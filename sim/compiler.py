@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from ..results.record import Fidelity
 from . import cost, memory
+from .crowding import paired
 from .device import CollectiveKind, Device
 from .fold import crowded, even, images, meeting, on_links_of
 from .memory import Group, groups, pieces
@@ -300,7 +301,7 @@ class _Compiler:
         return self._crowd(
             (place, other),
             lambda here, there: self._merged(
-                self.network.point_to_point(source, target, size_bytes) for source, target in _paired(here, there)
+                self.network.point_to_point(source, target, size_bytes) for source, target in paired(here, there)
             ),
         )
 
@@ -564,12 +565,6 @@ WEAKEST_FIRST: tuple[Fidelity, ...] = ("datasheet", "calibrated", "profiled", "m
 def _count(places: Iterable[Place]) -> int:
     """Places, with those that they stand for."""
     return sum(len(place.copies) for place in places)
-
-
-def _paired(here: Sequence[str], there: Sequence[str]) -> list[tuple[str, str]]:
-    """Who sends to whom between two groups: rank i to rank i; of the smaller group, several times."""
-    pairs = max(len(here), len(there))
-    return [(here[rank * len(here) // pairs], there[rank * len(there) // pairs]) for rank in range(pairs)]
 
 
 def scaled(transfer: Transfer, factor: float) -> Transfer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .line import Way
@@ -72,8 +72,7 @@ class Crowds:
         return Lane(crowded / alone, tuple(links))
 
 
-def paired(here: Sequence[str], there: Sequence[str]) -> Iterator[tuple[str, str]]:
+def paired(here: Sequence[str], there: Sequence[str]) -> list[tuple[str, str]]:
     """Who sends to whom between two groups: rank i to rank i; of the smaller group, several times."""
     pairs = max(len(here), len(there))
-    for rank in range(pairs):
-        yield here[rank * len(here) // pairs], there[rank * len(there) // pairs]
+    return [(here[rank * len(here) // pairs], there[rank * len(there) // pairs]) for rank in range(pairs)]
