@@ -37,6 +37,9 @@ def main(words: Sequence[str], environment: Mapping[str, str]) -> int:
     except InputError as error:
         sys.stderr.write(f"steelyard: {error}\n")
         return 2
+    except lost_store() as error:  # workers that ran for it end with this process
+        sys.stderr.write(f"steelyard: the first machine is gone: {first_line(error)}\n")
+        return 1
 
 
 def _drive(words: Sequence[str], membership: Membership) -> int:
@@ -60,12 +63,8 @@ def _serve(membership: Membership) -> int:
     from .agent import serve
 
     store = membership.open_store()
-    try:
-        code = serve(store, membership)
-        store.add("goodbye", 1)
-    except lost_store() as error:  # the workers that ran for it end with this process
-        sys.stderr.write(f"steelyard: the first machine is gone: {first_line(error)}\n")
-        return 1
+    code = serve(store, membership)
+    store.add("goodbye", 1)
     return code
 
 

@@ -70,7 +70,10 @@ def run_order(membership: Membership, order: dict[str, Any]) -> None:
                 code = _listen(store, key, worker.process)
             finally:
                 _kill(worker.process)
-            put(store, f"{key}/log", worker.last_words().encode())
+            words = worker.last_words()
+            if code < 0 and room.memory is not None and room.memory.has_killed():
+                code, words = 1, f"{words}\nMemoryError: beyond its limit of {lane.memory_limit_gib:g} GiB"
+            put(store, f"{key}/log", words.encode())
             if code == 0:
                 put(store, f"{key}/result", (place / f"rank-{rank}.json").read_bytes())
         _say(store, key, "", code)
@@ -103,7 +106,7 @@ def _listen(store: Store, key: str, process: subprocess.Popen[bytes]) -> int:
         if text:
             _say(store, key, text)
         if ended is not None:
-            return ended if ended >= 0 else 128 - ended
+            return ended
         now = store.add(f"{key}/alive", 0)
         if now != signs:
             signs, since = now, time.monotonic()

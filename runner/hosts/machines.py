@@ -12,7 +12,7 @@ from ...results.errors import InputError
 from ...results.record import digest
 from ..devices import NamedLane, fingerprint
 from .mailbox import Store, take_words
-from .membership import Membership, interface_towards
+from .membership import Membership, interface_towards, lost_store
 
 ANNOUNCED_S = 120.0
 
@@ -28,10 +28,18 @@ class Machines:
 
     @classmethod
     def gather(cls, membership: Membership, store: Store) -> Machines:
-        """Wait until every machine has said what it has."""
+        """Wait until every machine has said what it has.
+
+        Raises:
+            InputError: one has not come.
+        """
         lanes, fingerprints = [], []
         for number in range(1, membership.count):
-            words = take_words(store, f"machine/{number}", ANNOUNCED_S)
+            try:
+                words = take_words(store, f"machine/{number}", ANNOUNCED_S)
+            except lost_store() as error:
+                problem = f"machine {number} of {membership.count} has not come within {ANNOUNCED_S:.0f} s"
+                raise InputError("WORLD_SIZE", problem, "start all of them") from error
             lanes.append([placed(NamedLane.model_validate(lane), number) for lane in words["lanes"]])
             fingerprints.append(words["fingerprint"])
         return cls(membership, lanes, fingerprints)

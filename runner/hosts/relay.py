@@ -38,10 +38,13 @@ def main() -> None:
     _order(store, key, job, rank)
     code = _pass_lines(store, key)
     sys.stderr.write(take(store, f"{key}/log", FETCH_S).decode(errors="replace"))
+    sys.stderr.flush()
     if code == 0:
         partial = folder / f".rank-{rank}.json"
         partial.write_bytes(take(store, f"{key}/result", FETCH_S))
         partial.rename(folder / f"rank-{rank}.json")
+    if code < 0:  # killed by a signal: so the driver sees it here too
+        os.kill(os.getpid(), -code)
     sys.exit(code)
 
 

@@ -132,7 +132,7 @@ def test_a_machine_that_dies_is_named_and_the_others_end(folder: Path) -> None:
         _, error = parts[0].communicate(timeout=120)
         parts[1].communicate(timeout=60)
     assert parts[0].returncode == 1
-    assert "worker 'there' (rank " in error
+    assert "worker 'there' (rank 0) was killed by SIGKILL" in error, "which happened on the other machine"
     assert parts[1].returncode == 1
 
 
