@@ -68,7 +68,7 @@ class Fully:
                 self.model.set_reshard_after_backward(last)
             begin = self.member.now()
             ids, mask = objective.inputs(start, size)
-            logits = self.model(input_ids=ids, attention_mask=mask).logits  # type: ignore[operator]  # a module too
+            logits = self.model(input_ids=ids, attention_mask=mask).logits
             loss = objective.loss(logits, objective.targets(start, size), count)
             self.member.drag(begin)
             middle = self.member.now()
