@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COMPUTE = ("forward", "backward", "optimizer")
-LEAST_RUNS = 3
+LEAST_PLANS = 3
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Refined:
             {
                 "lane": key.device,
                 "kind": key.kind,
-                "runs": str(bias.runs),
+                "plans": str(bias.runs),
                 "seen %": f"{100 * math.expm1(bias.raw):+.1f}",
                 "applied %": f"{100 * math.expm1(bias.bias):+.1f}",
                 "80 % of a fresh launch %": f"{_percent(bias.interval()[0])} to {_percent(bias.interval()[1])}",
@@ -56,7 +56,7 @@ class Refined:
                 {
                     "lane": "all",
                     "kind": "held out",
-                    "runs": str(self.judged.observations),
+                    "plans": f"{self.judged.observations} times",
                     "seen %": f"{100 * self.judged.before:.1f} off before",
                     "applied %": f"{100 * self.judged.after:.1f} off after",
                     "80 % of a fresh launch %": f"{100 * self.judged.covered:.0f} % covered",
@@ -78,7 +78,7 @@ def refine(calibration: Calibration, runs: Sequence[Run], workload: Workload) ->
         workload: that the calibration is of.
 
     Raises:
-        InputError: fewer than three runs tell something, or they are of other lanes or another workload.
+        InputError: fewer than three plans tell something, or they are of other lanes or another workload.
     """
     measured = [run for run in runs if run.manifest.kind == "measured"]
     names = {device.name for device in calibration.cluster.devices}
@@ -86,9 +86,10 @@ def refine(calibration: Calibration, runs: Sequence[Run], workload: Workload) ->
         _require_same(run, names, calibration)
     residuals = [(run, list(run_residuals(run, calibration.cluster, workload))) for run in measured]
     telling = [(run, found) for run, found in residuals if found]
-    if len(telling) < LEAST_RUNS:
+    # A twin is no further plan: runs of one plan are judged and left out together.
+    if (count := len({run.manifest.plan_sha256 for run, _ in telling})) < LEAST_PLANS:
         raise InputError(
-            "--from-runs", f"{len(telling)} measured runs tell times of single lanes", f"{LEAST_RUNS} are needed"
+            "--from-runs", f"{count} measured plans tell times of single lanes", f"{LEAST_PLANS} are needed"
         )
     pooled = [each for _, found in telling for each in found]
     biases, judged = fit_biases(pooled), held_out(pooled)
@@ -119,7 +120,7 @@ def run_residuals(run: Run, cluster: Cluster, workload: Workload) -> Iterator[Re
             if seconds is not None and took > 0:
                 value = math.log(took / seconds)
                 group = f"{run.manifest.prediction_sha256}/{launch}"
-                yield Residual(Key(str(device), str(kind)), run.manifest.run_id, group, value)
+                yield Residual(Key(str(device), str(kind)), run.manifest.plan_sha256, group, value)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Residual(NamedTuple):
 
     key: Key
     run: str
+    """Names what was measured: repetitions of one plan are one run."""
     launch: str
     """Names a group of processes: runs of one replay share their launches, and what the host did to them."""
     value: float

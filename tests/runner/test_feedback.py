@@ -170,6 +170,6 @@ def test_too_few_runs_or_those_of_other_lanes_are_refused(
 def test_nothing_measured_is_refused_before_anything_is_written(
     quiet: Scenario, calibration: Calibration, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="0 measured runs"):
+    with pytest.raises(InputError, match="0 measured plans"):
         refine(replace(calibration, path=tmp_path / "x.toml"), [], quiet.workload)
     assert list(tmp_path.iterdir()) == []
