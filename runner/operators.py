@@ -204,8 +204,8 @@ def build_table(
     measured = [_grid(grid, shortest(answers[number :: len(chosen)])) for number, grid in enumerate(chosen)]
     bare = OperatorTable(dtype=dtype, grids=measured)  # type: ignore[arg-type]  # pydantic checks the name
     passes = [(answer["forward_s"], answer["backward_s"]) for _, answer in launch.of("reference", rank)]
-    forward = [_Row.of(bare, [layer.forward for layer in each]) for each in captured]
-    backward = [_Row.of(bare, [layer.backward for layer in each]) for each in captured]
+    forward = [PassWork.of(bare, [layer.forward for layer in each]) for each in captured]
+    backward = [PassWork.of(bare, [layer.backward for layer in each]) for each in captured]
     seconds = [shortest(passes[number :: len(captured)]) for number in range(len(captured))]
     seconds_f, seconds_b = [each[0] for each in seconds], [each[1] for each in seconds]
     residuals = [
@@ -224,19 +224,19 @@ def build_table(
 
 
 @dataclass(frozen=True)
-class _Row:
+class PassWork:
     """What a pass is made of: so many calls, and the sum of their kernels' times."""
 
     calls: int
     seconds: float
 
     @classmethod
-    def of(cls, table: OperatorTable, layers: Sequence[Any]) -> _Row:
+    def of(cls, table: OperatorTable, layers: Sequence[Any]) -> PassWork:
         found = estimate(table, itertools.chain.from_iterable(layers))
         return cls(found.calls, found.seconds)
 
 
-def fit_surplus(rows: Sequence[_Row], seconds: Sequence[float]) -> Surplus:
+def fit_surplus(rows: Sequence[PassWork], seconds: Sequence[float]) -> Surplus:
     """Seconds a call and a factor on the kernels that come closest to measured passes, in relative least squares."""
     import numpy as np
     from scipy.optimize import nnls
@@ -247,7 +247,7 @@ def fit_surplus(rows: Sequence[_Row], seconds: Sequence[float]) -> Surplus:
     return Surplus(call_s=float(call_s), factor=max(float(factor), 1e-3))
 
 
-def left_out(rows: Sequence[_Row], seconds: Sequence[float]) -> list[float]:
+def left_out(rows: Sequence[PassWork], seconds: Sequence[float]) -> list[float]:
     """Each pass as predicted by the surplus that is fitted to the others."""
     found = []
     for out, row in enumerate(rows):

@@ -12,7 +12,7 @@ from steelyard.runner.fidelity import at_calibrated, at_datasheet, sizes_of
 from steelyard.runner.operators import (
     REFERENCES,
     Grid,
-    _Row,
+    PassWork,
     fit_surplus,
     grids,
     left_out,
@@ -166,7 +166,7 @@ def test_no_grid_is_a_models_own_and_every_grid_has_a_measured_corner() -> None:
 
 
 def test_the_surplus_of_made_up_passes_is_found_again() -> None:
-    rows = [_Row(calls, seconds) for calls, seconds in ((100, 1e-3), (150, 2e-2), (300, 5e-3), (90, 4e-2))]
+    rows = [PassWork(calls, seconds) for calls, seconds in ((100, 1e-3), (150, 2e-2), (300, 5e-3), (90, 4e-2))]
     measured = [7e-6 * row.calls + 1.2 * row.seconds for row in rows]
     found = fit_surplus(rows, measured)
     assert (found.call_s, found.factor) == (pytest.approx(7e-6), pytest.approx(1.2))
