@@ -232,6 +232,7 @@ class PassWork:
 
     @classmethod
     def of(cls, table: OperatorTable, layers: Sequence[Any]) -> PassWork:
+        """The sum over all layers' calls of one direction."""
         found = estimate(table, itertools.chain.from_iterable(layers))
         return cls(found.calls, found.seconds)
 
