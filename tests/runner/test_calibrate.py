@@ -381,7 +381,7 @@ def test_named_tables_of_another_workload_are_refused(
         ({"lanes": "../lanes.toml"}, "cluster.lanes"),
         ({"lanes": "auto", "calibration": "/tables.toml"}, "cluster.calibration"),
         ({"lanes": 3}, "cluster.lanes"),
-        ({"lanes": ["full"]}, "cluster.lanes"),
+        ({"lanes": ["full"]}, "cluster.lanes.0"),
     ],
 )
 def test_paths_that_climb_out_or_are_none(
