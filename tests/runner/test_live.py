@@ -16,9 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
+from steelyard.policies import policy_from_text
 from steelyard.runner.live import EVERY_S, LaneState, Planned, View, figures, listener, live, wanted, watcher_of
+from steelyard.runner.replay import replay
 from steelyard.runner.worker import signs as saying
 from steelyard.runner.worker.signs import Signs, resident_bytes
+from steelyard.sim.spec import Scenario
 
 TASKS = [
     {"op": "probe"},
@@ -180,6 +183,7 @@ def test_it_leaves_the_terminal_as_it_was() -> None:
 CHILD = """
 import sys
 from rich.console import Console
+from steelyard.policies import policy_from_text
 from steelyard.runner.live import Planned, live, wanted
 console = Console(stderr=True)
 assert wanted(None, console, as_json=False)
@@ -214,3 +218,23 @@ def test_on_a_real_terminal() -> None:
     assert "uniform   now 320 samples/s (100 ms)   predicted 320 samples/s (100 ms)   error +0.0 %" in screen
     assert re.search(r"full +│ █{15}░{5} +75 % │ 300 MiB", screen)
     assert "a line for people" in screen
+
+
+@pytest.mark.slow
+def test_a_replay_tells_it_everything(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    """Real workers: plans, launches, steps and memory reach the view, and the measured runs are what they were."""
+    frames: list[str] = []
+    seen = View("measuring", lambda frame: frames.append(text(frame)), clock=iter(range(10**9)).__next__)
+    scenario = tiny_scenario.model_copy(
+        update={"replay": tiny_scenario.replay.model_copy(update={"steps": 40, "rounds": 1, "launches": 1})}
+    )
+    study = replay(scenario, [policy_from_text("uniform"), policy_from_text("makespan")], tmp_path, tick=seen)
+    assert seen.launches == scenario.replay.launches
+    assert {plan.label for plan in seen.known} >= {"uniform", "makespan"}
+    assert (seen.done, seen.total) == (seen.total, seen.done)
+    assert {name: state.tasks for name, state in seen.lanes.items()} == dict.fromkeys(("full", "sse"), len(seen.tasks))
+    assert all(state.rss > 50 * 2**20 for state in seen.lanes.values() if state.steps)
+    shown = "\n".join(frames)
+    assert re.search(r"makespan.*now .* samples/s .*predicted .* samples/s .*error", shown)
+    assert re.search(r"full.*[█░]+ +\d+ %.*\d+ MiB", shown)
+    assert len(study.measured) >= 3
