@@ -395,10 +395,10 @@ def replay(
 
     budget_s = _seconds(budget)
     if suite:
-        return _suite(scenario or "full", policy, settings, runs, seed, budget_s, as_json)
+        return _suite(scenario or "full", policy, plan, settings, runs, seed, budget_s, as_json)
     if scenario is None:
         raise InputError("SCENARIO", "is missing", "give a scenario, or --suite")
-    policies = _policies(policy)
+    policies = [*(_policies(policy) if policy or not plan else []), *map(_fixed, plan)]
     loaded, notes = _load(scenario, settings, runs, force)
     console = _console()
     with _following(console, "measuring", live, as_json) as tick:
@@ -778,6 +778,7 @@ def _studied(scenario: Any, policies: list[Any], seeds: int, seed: int | None, a
 def _suite(
     name: str,
     policy: list[str],
+    plan: list[Path],
     settings: list[str],
     runs: Path,
     seed: int | None,
@@ -787,8 +788,8 @@ def _suite(
     from .show import progress
     from .suite.verbs import replay_suite
 
-    if policy or settings:
-        raise InputError("--suite", "takes no --policy and no --set", "write them into a suite file")
+    if policy or plan or settings:
+        raise InputError("--suite", "takes no --policy, --plan or --set", "write them into a suite file")
     console = _console()
     result, rows, lines = replay_suite(
         name, runs, seed=seed, budget_s=budget_s, report=console.print, bar=lambda title: progress(console, title)

@@ -306,6 +306,8 @@ def test_init_with_a_model_writes_both_or_neither(tmp_path: Path, call: Call) ->
         (["search", SHIPPED, "-p", "best.toml"], "best.toml"),
         (["train", "demo"], "steelyard calibrate"),
         (["replay", SHIPPED], "lane"),
+        (["replay", SHIPPED, "--plan", "absent.json"], "absent.json"),
+        (["replay", "small", "--suite", "--plan", "absent.json"], "--suite"),
         (["replay", "demo", "--budget", "soon"], "--budget"),
         (["replay", "demo", "--budget", "-5s"], "--budget"),
         (["calibrate", SHIPPED], "cluster.lanes"),
