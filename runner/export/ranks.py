@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from ...sim.device import Cluster
 from .shape import Shape
 
 RANKS, HOSTFILE, LAUNCH = "ranks.json", "hostfile", "launch.sh"
+HOST = re.compile(r"[A-Za-z0-9_.:@+-]+")
+"""Names of machines that a shell and a host file read as nothing but a name."""
 
 
 class Rank(NamedTuple):
@@ -52,10 +55,23 @@ def files(shape: Shape, cluster: Cluster, command: str, address: str = "") -> di
         cluster: its machines.
         command: what a process runs, in the words of a shell; ``"$here"`` is the folder of the script.
         address: comment on where to start.
+
+    Raises:
+        InputError: a name in the cluster would be more than a name to the shell that runs the script.
     """
     ranks = rank_map(shape, cluster)
+    _refuse_words(ranks)
     text = json.dumps([rank._asdict() for rank in ranks], indent=1) + "\n"
     return {RANKS: text, HOSTFILE: hostfile(ranks), LAUNCH: launch_script(ranks, command, address)}
+
+
+def _refuse_words(ranks: Sequence[Rank]) -> None:
+    """A scenario comes from anybody, and what is written here is run: its names must not be commands."""
+    for rank in ranks:
+        if not HOST.fullmatch(rank.node):
+            raise InputError("cluster.nodes", f"{rank.node!r} cannot stand in a script", "letters, digits and _.:@+-")
+        if not rank.device.isprintable():
+            raise InputError("cluster.nodes", f"device {rank.device!r} cannot stand in a script", "give it one line")
 
 
 def hostfile(ranks: Sequence[Rank]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import tomllib
 
 import pytest
+from steelyard.results.errors import InputError
 from steelyard.runner.export.shape import Shape
 from steelyard.runner.export.targets import TARGETS
 from steelyard.sim.spec import Scenario
@@ -105,3 +106,11 @@ def test_deepspeed(eight: Scenario) -> None:
     assert set(files["steelyard_pipeline.py"].splitlines()) >= DEEPSPEED
     assert '"train_batch_size": 24' in files["ds_config.json"]
     assert '"gradient_accumulation_steps": 8' in files["ds_config.json"]
+
+
+@pytest.mark.parametrize("name", ["a$(touch b)", "a\ntouch b", "a b", "`b`", "a;b", ""])
+def test_names_that_would_be_commands_are_not_written(eight: Scenario, name: str) -> None:
+    nodes = [node.model_copy(update={"name": name} if node.name == "new" else {}) for node in eight.cluster.nodes]
+    world = eight.model_copy(update={"cluster": eight.cluster.model_copy(update={"nodes": nodes})})
+    with pytest.raises(InputError, match="cannot stand in a script"):
+        TARGETS["megatron"].files(PIPED, world)
