@@ -12,6 +12,11 @@ MOST_GRADIENT_ERROR = 1e-6
 """Norm of the difference over norm of the single process's gradient, in fp32: more is no rounding."""
 
 
+def is_proven(error: float | None) -> bool:
+    """Whether a plan's gradient is the single process's; one that is no number (NaN) is not."""
+    return error is not None and error <= MOST_GRADIENT_ERROR
+
+
 def prove(
     lanes: Sequence[NamedLane], divisions: Sequence[Task], job: Task, data: Path, *, timeout_s: float
 ) -> list[float]:

@@ -37,7 +37,7 @@ from .history import remember
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
-from .proof import MOST_GRADIENT_ERROR, prove
+from .proof import MOST_GRADIENT_ERROR, is_proven, prove
 from .protocol import (
     Launcher,
     Measurement,
@@ -183,7 +183,7 @@ def prove_entries(
     report(f"proving {len(entries)} plans: each one's gradient against that of a single process")
     errors = prove(lanes_of(scenario), divisions, job, data, timeout_s=scenario.replay.timeout_s)
     kept = [replace(entry, gradient_error=error) for entry, error in zip(entries, errors, strict=True)]
-    wrong = [entry for entry in kept if entry.gradient_error is None or entry.gradient_error > MOST_GRADIENT_ERROR]
+    wrong = [entry for entry in kept if not is_proven(entry.gradient_error)]
     notes = [
         f"{entry.label} is not measured: its gradient is {entry.gradient_error:.1e} from a single process's, "
         f"over {MOST_GRADIENT_ERROR:.0e}"

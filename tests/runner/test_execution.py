@@ -13,7 +13,7 @@ from steelyard.runner.calibrate import job_of
 from steelyard.runner.devices import NamedLane, available_cpus
 from steelyard.runner.execution import division, program_of
 from steelyard.runner.launch import run_group
-from steelyard.runner.proof import MOST_GRADIENT_ERROR, prove
+from steelyard.runner.proof import MOST_GRADIENT_ERROR, is_proven, prove
 from steelyard.runner.workload import model_from_config
 from steelyard.sim.plan import Plan, PlanError
 from steelyard.sim.spec import Training
@@ -141,6 +141,16 @@ def test_a_plain_split_is_told_as_sizes_and_all_else_as_a_program(bert: Workload
     assert division(split, bert, NAMES) == {"sizes": [[7, 7], [], [10]], "ranks": [0, 2]}
     assert "program" in division(split.model_copy(update={"zero": 1}), bert, NAMES)
     assert "program" in division(plan(pipeline("ca", [2], [12, 12])), bert, NAMES)
+
+
+@pytest.mark.parametrize(("error", "proven"), [(0.0, True), (1e-6, True), (1e-5, False), (None, False)])
+def test_a_gradient_is_proven_by_a_small_distance(error: float | None, proven: bool) -> None:
+    assert is_proven(error) is proven
+
+
+@pytest.mark.parametrize("error", ["nan", "inf"])
+def test_a_gradient_that_is_no_number_is_not_proven(error: str) -> None:
+    assert not is_proven(float(error))
 
 
 def test_samples_are_dealt_in_the_order_of_the_ranks(bert: Workload) -> None:
