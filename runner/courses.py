@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..results.errors import InputError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval
 from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
@@ -42,7 +43,7 @@ def replay_courses(
     proven beforehand; those that they come to only in reality are named in the record.
 
     Raises:
-        InputError: a disturbance that real lanes cannot have, or a plan that they cannot run.
+        InputError: a disturbance that real lanes cannot have, or a plan that they cannot run, or run wrong.
         WorkerFailedError: a lane died or hung.
     """
     refuse_disturbances(scenario)
@@ -57,6 +58,8 @@ def replay_courses(
     report(f"{len(predicted)} runs predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     distinct = {entry.plan.sha256: entry for own in expected for entry in own}
     proven, failed = prove_entries(scenario, list(distinct.values()), job, data, report=report)
+    if failed:  # a policy comes to its plans under way: none of them can be left out
+        raise InputError("plans", "; ".join(failed), "report it: the runtime is wrong")
     errors = {entry.plan.sha256: entry.gradient_error for entry in proven}
     courses: list[list[Course]] = [[] for _ in policies]
     rows: list[list[Row]] = [[] for _ in policies]
@@ -69,7 +72,7 @@ def replay_courses(
         courses[index].append(course)
         tick(number + 1, total)
     measured = [
-        measured_course(run, own, found, errors, sealed=sealed, notes=[*notes, *failed], seed=seed)
+        measured_course(run, own, found, errors, sealed=sealed, notes=notes, seed=seed)
         for run, own, found in zip(predicted, courses, rows, strict=True)
     ]
     for number, run in enumerate(measured):
