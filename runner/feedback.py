@@ -1,7 +1,8 @@
 """refine(): learn from measured runs how far the tables of this host's lanes are off, and write better ones.
 
-Only plans whose pipelines have one stage tell the times of single lanes; others are left out and counted. A run is held
-against tables without its own micro-batch sizes, as its prediction was.
+Only plain splits of a batch tell the times of single lanes: not pipelines, nor sharded states or recomputation, whose
+passes hold more than the tables' own, nor runs that were disturbed on purpose. Others are left out and counted. A run
+is held against tables without its own micro-batch sizes, as its prediction was.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..results.record import Run, digest
 from ..sim.cost import profiled_cost, without_sizes
 from ..sim.device import Cluster, CollectiveTable, Device, Profile
 from ..sim.measured import interpolate
+from ..sim.plan import Plan
 from ..sim.residuals import Bias, HeldOut, Key, Residual, fit_biases, held_out
 from ..sim.workload import Workload
 from .calibrate import MAX_RESIDUALS, Calibration, refined_path
@@ -106,10 +108,10 @@ def refine(calibration: Calibration, runs: Sequence[Run], workload: Workload) ->
 
 
 def run_residuals(run: Run, cluster: Cluster, workload: Workload) -> Iterator[Residual]:
-    """The residuals of one measured run: per launch, lane and kind of work; nothing where a plan has several stages."""
-    pipelines = run.plan["pipelines"]
-    if any(len(each["stages"]) > 1 or len(each["stages"][0]["replicas"]) > 1 for each in pipelines):
+    """The residuals of one measured run: per launch, lane and kind of work; nothing where it tells none of these."""
+    if not _tells(run):
         return
+    pipelines = run.plan["pipelines"]
     sizes = {_device(each): [int(size) for size in each["micro_batches"]] for each in pipelines}
     expected = _Expected(cluster, workload, sizes)
     events = run.events[run.events["step"] > 0]
@@ -121,6 +123,16 @@ def run_residuals(run: Run, cluster: Cluster, workload: Workload) -> Iterator[Re
                 value = math.log(took / seconds)
                 group = f"{run.manifest.prediction_sha256}/{launch}"
                 yield Residual(Key(str(device), str(kind)), run.manifest.plan_sha256, group, value)
+
+
+def _tells(run: Run) -> bool:
+    """Whether a run's passes are those that the tables are of: a plain split, undisturbed, by one plan throughout."""
+    if run.manifest.scenario.get("disturbances") or run.manifest.scenario.get("rebalance"):
+        return False
+    plan = Plan.parse(run.plan)
+    return (
+        plan.is_data_parallel and not plan.zero and all(each.stages[0].recompute == "none" for each in plan.pipelines)
+    )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from steelyard.results.compare import compare
@@ -16,7 +17,7 @@ from steelyard.runner.calibrate import (
     refined_path,
     write_calibration,
 )
-from steelyard.runner.feedback import refine
+from steelyard.runner.feedback import refine, run_residuals
 from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
 from steelyard.sim.residuals import Key
@@ -173,3 +174,30 @@ def test_nothing_measured_is_refused_before_anything_is_written(
     with pytest.raises(InputError, match="0 measured plans"):
         refine(replace(calibration, path=tmp_path / "x.toml"), [], quiet.workload)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("told", "plan"),
+    [
+        ({"rebalance": {"every_steps": 3}}, {}),
+        ({"disturbances": [{"kind": "slowdown", "device": "full", "from_step": 0, "factor": 3.0}]}, {}),
+        ({}, {"zero": 2}),
+        ({}, {"recompute": "full"}),
+    ],
+)
+def test_passes_that_hold_more_than_the_tables_teach_nothing(
+    quiet: Scenario, runs: list[Run], calibration: Calibration, told: dict[str, Any], plan: dict[str, Any]
+) -> None:
+    """A lane slowed on purpose, weights gathered within the passes, or layers computed twice are not its slowness."""
+
+    def other(run: Run) -> Run:
+        scenario = {**run.manifest.scenario, **told}
+        pipelines = [
+            {**each, "stages": [{**each["stages"][0], "recompute": plan.get("recompute", "none")}]}
+            for each in run.plan["pipelines"]
+        ]
+        changed = {**run.plan, "pipelines": pipelines, "zero": plan.get("zero", 0)}
+        return replace(run, plan=changed, manifest=run.manifest.model_copy(update={"scenario": scenario}))
+
+    assert all(list(run_residuals(run, calibration.cluster, quiet.workload)) for run in runs)
+    assert not any(list(run_residuals(other(run), calibration.cluster, quiet.workload)) for run in runs)
