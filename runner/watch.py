@@ -149,10 +149,10 @@ def _read(worker: Worker, stream: IO[bytes], progress: Progress | None, listen: 
     worker.buffer += chunk
     *lines, worker.buffer = worker.buffer.split(b"\n")
     for line in lines:
-        worker.last_seen = time.monotonic()
         worker.signs += 1
         if listen is not None:
             listen(worker.lane.name, line.decode(errors="replace"))
+        worker.last_seen = time.monotonic()  # after that: a policy that is asked may think for long, nobody is silent
         if line.startswith(b"done "):
             _, done, *loss = line.split()
             worker.done = int(done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -100,3 +101,23 @@ def test_a_worker_that_ends_well_with_its_work_undone_is_named(watched: Watched)
     fault = watched(f"{READY} echo done 1", READY, timeout_s=30.0)
     assert (fault.kind, fault.lane) == ("ended", "b")
     assert "after 0 of 1 tasks" in fault.what
+
+
+def test_a_driver_that_thinks_for_long_takes_nobody_for_silent(tmp_path: Path) -> None:
+    """A policy is asked while the workers wait for its answer: the driver's own time is not theirs."""
+    answer, log = tmp_path / "answer", tmp_path / "rank-0.log"
+    script = f"{READY} echo asked; until test -e {answer}; do sleep 0.1; done; echo done 1"
+    process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE)
+
+    def think(name: str, line: str) -> None:
+        if line == "asked":
+            time.sleep(3.5)
+            answer.touch()
+
+    worker = Worker(NamedLane(name="a"), 0, process, log)
+    try:
+        watch([worker], 1, 3.0, listen=think)
+    finally:
+        process.kill()
+        process.communicate()
+    assert worker.done == 1
