@@ -20,12 +20,14 @@ from ..replay import distinct_entries
 
 SHIPPED = ("full", "small")
 AUTO = "auto"
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}$")]
+"""A name that is a folder's too, and no way out of the one that it is in."""
 
 
 class Case(Spec):
     """One replay: on which lanes, of which workload, which plans."""
 
-    name: Name
+    name: FolderName
     family: Name
     """Of the model: figures are also given by family."""
     cluster: Name = AUTO
@@ -43,7 +45,7 @@ class Suite(Spec):
     """Cases, and the clusters that they name."""
 
     schema_version: Annotated[int, Field(ge=1, le=1)] = 1
-    name: Name
+    name: FolderName
     clusters: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Declared lanes and their hosts, as a scenario's ``cluster`` has them."""
     settings: dict[str, Any] = Field(default_factory=dict)

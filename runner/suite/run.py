@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from pydantic import ValidationError
 
 from ...results.compare import compare, observations, paired
 from ...results.errors import InputError, WorkerFailedError
@@ -183,11 +184,17 @@ def read_case(folder: Path, digest: str) -> CaseResult | None:
     """The result of a case that was measured; None where there is none, or it is of another version of the case.
 
     One that was skipped or failed is tried again: the host may have changed.
+
+    Raises:
+        InputError: the file is damaged, or of another version of Steelyard.
     """
     file = folder / RESULT
     if not file.is_file():
         return None
-    found = CaseResult.model_validate_json(read_text(file, MAX_INPUT_BYTES))
+    try:
+        found = CaseResult.model_validate_json(read_text(file, MAX_INPUT_BYTES))
+    except ValidationError as error:
+        raise InputError(str(file), "is no result of this version", "remove it: the case is measured anew") from error
     return found if found.comparison is not None and found.digest == digest else None
 
 

@@ -46,6 +46,9 @@ def test_the_full_suite_is_as_wide_as_it_must_be() -> None:
         ({"cases": [{"name": "a", "family": "b", "workload": {}, "moved": [1], "cluster": "x"}]}, "is no cluster here"),
         ({"cases": [{"name": "a", "family": "b", "workload": {}, "moved": [1]}] * 2}, "used twice"),
         ({"colour": 1}, "colour"),
+        ({"cases": [{"name": "../a", "family": "b", "workload": {}, "moved": [1]}]}, "name"),
+        ({"cases": [{"name": "..", "family": "b", "workload": {}, "moved": [1]}]}, "name"),
+        ({"name": "x/../../y"}, "name"),
     ],
 )
 def test_a_mistake_in_a_suite_is_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -53,6 +56,13 @@ def test_a_mistake_in_a_suite_is_named(tmp_path: Path, change: dict[str, object]
     (tmp_path / "s.toml").write_text(tomli_w.dumps({"name": "s", "cases": [case], **change}))
     with pytest.raises(InputError, match=message):
         load_suite(str(tmp_path / "s.toml"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]"])
+def test_a_result_that_cannot_be_read_is_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "case.json").write_text(text)
+    with pytest.raises(InputError, match="is no result of this version"):
+        read_case(tmp_path, "digest")
 
 
 def test_no_such_suite() -> None:
