@@ -166,10 +166,13 @@ def _strike(strike: Strike, after_s: float, tail: Tail, driver: int, members: Ma
     victim = worker_of(driver, members[lane])
     if victim is None or tail.attempt() != own:
         return []
-    if strike.kind == "kill":
-        victim.kill()
-    else:
-        victim.suspend()
+    try:
+        if strike.kind == "kill":
+            victim.kill()
+        else:
+            victim.suspend()
+    except psutil.NoSuchProcess:  # it ended between the two lines: the strike is for the next launch
+        return []
     struck = Struck(strike, lane, time.monotonic())
     _until_failed(tail, own, driver)
     return [struck]

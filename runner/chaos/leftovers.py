@@ -51,7 +51,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def marked(marker: Path) -> list[psutil.Process]:
-    """Processes that have the folder in their environment, dead ones that nobody has taken note of included."""
+    """Processes that have the folder in their environment; dead ones have none any more."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -78,8 +78,12 @@ def left_behind(seen: Sightings) -> list[str]:
 
 def _processes(marker: Path) -> Iterator[str]:
     for process in marked(marker):
+        try:
+            words = " ".join(process.cmdline())[:120]
+        except psutil.NoSuchProcess:  # it has ended since it was found
+            continue
         ports = "".join(f", listens at {ip}:{port}" for ip, port in listeners(process))
-        yield f"process {process.pid} ({' '.join(process.cmdline())[:120]}) still runs{ports}"
+        yield f"process {process.pid} ({words}) still runs{ports}"
 
 
 def _namespaces(seen: Sightings) -> Iterator[str]:
