@@ -151,7 +151,7 @@ class Member:
         """Where the member is slowed: keep the processor busy until what began then has taken so many times as long."""
         if self.slow > 1.0:
             end = begin + self.slow * (self.now() - begin)
-            while time.monotonic() < end:
+            while time.monotonic() + self.offset_s < end:
                 pass
 
     def clock(self) -> float:
