@@ -63,18 +63,3 @@ def scores(
         for name in FIDELITIES
         if name in known
     ]
-
-
-def score_rows(found: Sequence[FidelityScore]) -> list[dict[str, str]]:
-    """One row of text per fidelity."""
-    return [
-        {
-            "fidelity": each.fidelity,
-            "plans": str(each.plans),
-            "mean error %": f"{each.mean_error_percent:+.1f}",
-            "MAPE %": f"{each.mape_percent:.1f}",
-            "worst %": f"{each.worst_error_percent:.1f}",
-            "tau": "-" if each.kendall_tau is None else f"{each.kendall_tau:.2f}",
-        }
-        for each in found
-    ]

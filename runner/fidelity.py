@@ -21,9 +21,6 @@ from .datasheet import datasheet_cluster, lanes_gpus
 from .devices import NamedLane, fingerprint
 from .operators import read_tables, tables_path
 
-OTHERS = ("datasheet", "calibrated")
-"""Fidelities that need no measurement of the model, weakest first."""
-
 
 def others(
     scenario: Scenario, plans: Iterable[Plan], runs: Path, *, force: bool = False
