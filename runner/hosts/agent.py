@@ -43,14 +43,19 @@ def serve(store: Store, membership: Membership) -> int:
     announce(store, membership)
     sweep_places()
     number = 1
+    running: list[threading.Thread] = []
     while True:
         if not store.check([f"order/{membership.number}/{number}"]):
             if store.check(["over"]):
+                for each in running:  # each still removes its folder
+                    each.join(SILENT_S)
                 return int(store.get("over"))
             time.sleep(LOOK_S)
             continue
         order = take_words(store, f"order/{membership.number}/{number}", FETCH_S)
-        threading.Thread(target=run_order, args=(membership, order), daemon=True).start()
+        running = [each for each in running if each.is_alive()]
+        running.append(threading.Thread(target=run_order, args=(membership, order), daemon=True))
+        running[-1].start()
         number += 1
 
 
