@@ -241,8 +241,14 @@ class Member:
 
 def run_delay_s() -> float:
     """Seconds that this process's threads have stood in the run queue; 0 where the system does not tell."""
-    delays = [task.read_text().split() for task in Path("/proc/self/task").glob("*/schedstat")]
-    return sum(int(fields[1]) for fields in delays) / 1e9
+    return sum(map(_delay_ns, Path("/proc/self/task").glob("*/schedstat"))) / 1e9
+
+
+def _delay_ns(schedstat: Path) -> int:
+    try:
+        return int(schedstat.read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):  # the thread has ended since it was listed
+        return 0
 
 
 def flat_gradients(weights: list[torch.nn.Parameter]) -> torch.Tensor:
