@@ -53,12 +53,15 @@ class Membership:
         if per_machine < 1 or world % per_machine or not 0 <= rank < world:
             problem = f"is {rank} of WORLD_SIZE {world} with {per_machine} on a machine"
             raise InputError("RANK", problem, "use the same --nproc-per-node everywhere")
+        port = _number(environment, "MASTER_PORT")
+        if not 0 < port < 2**16:
+            raise InputError("MASTER_PORT", f"is {port}", "a port from 1 to 65535")
         return cls(
             number=rank // per_machine,
             count=world // per_machine,
             local_rank=_number(environment, "LOCAL_RANK", rank % per_machine),
             address=address,
-            port=_number(environment, "MASTER_PORT"),
+            port=port,
             launcher_store=environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
 

@@ -38,6 +38,8 @@ def test_machines_are_counted_and_not_processes(per_machine: int, count: int, da
         ({"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2"}, "RANK"),
         ({"MASTER_ADDR": ""}, "MASTER_ADDR"),
         ({"MASTER_PORT": "http"}, "MASTER_PORT"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT"),
     ],
 )
 def test_bad_variables_are_named(change: dict[str, str], path: str) -> None:
