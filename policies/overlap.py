@@ -27,7 +27,8 @@ from ..sim.workload import Workload
 class Overlapped:
     """From the end of one step's buckets to that of the next, if a device were the last to be ready for all of them.
 
-    These are :class:`~steelyard.sim.steps.Times`: the simulated step without noise is their maximum over the devices.
+    These are :class:`~steelyard.sim.steps.Times`: the simulated step without noise is their maximum over the devices,
+    where these have no table of what waking costs (:mod:`steelyard.sim.waking`).
     """
 
     def __init__(self, steps: Steps, rests: Rests | None, left_s: Floats) -> None:

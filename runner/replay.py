@@ -119,6 +119,7 @@ def replay(
         runs: the folder of runs; the study becomes a folder in it.
         seed: of the predictions' noise and of the order of the rounds.
         budget_s: time for the measurement, spent where the uncertainty is; without one the scenario's steps are made.
+            Runs with disturbances or rebalance points are made whole, and note that they did not keep it.
         notes: recorded with each run.
         report: gets lines for people.
         tick: gets the progress.
@@ -131,7 +132,8 @@ def replay(
     if is_eventful(scenario):
         from .courses import replay_courses
 
-        return replay_courses(scenario, policies, runs, seed=seed, notes=notes, report=report, tick=tick)
+        unused = [] if budget_s is None else ["the budget was not kept: runs that change under way are made whole"]
+        return replay_courses(scenario, policies, runs, seed=seed, notes=[*notes, *unused], report=report, tick=tick)
     require_torch()
     lanes_of(scenario)
     entries, same = distinct_entries(scenario, policies)
@@ -422,7 +424,8 @@ def measured_run(
 def split_bound_s(scenario: Scenario) -> float | None:
     """Seconds of the best data-parallel split by the lanes' tables, all-reduce included, without noise; None: no split.
 
-    ``makespan`` is exact by these tables over all sets of up to eight devices.
+    ``makespan`` is exact by these tables over all sets of up to eight devices, but for what waking costs, which neither
+    its choice nor this figure knows.
     """
     view = View.of(scenario)
     try:
