@@ -1,7 +1,7 @@
 """Waking: a lane that was blocked in a collective does its next work slower than one that never stopped.
 
 While it sleeps, a virtual processor's clock falls, its caches go to others, and the host gives its time away. Measured
-on lanes: 3 to 9 ms more for the step after 20 ms of sleep, nearly whatever the step's size; so the table is of seconds,
+on lanes: 2 to 9 ms more for the step after 20 ms of sleep, nearly whatever the step's size; so the table is of seconds,
 not of a factor. Devices without a table wake for nothing, which is what every datasheet's does.
 """
 
