@@ -100,6 +100,7 @@ def rendered(text: str) -> str:
         ("adaptive", adaptive_lines()),
         ("exhaust", exhaust_lines()),
         ("suite", suite_lines()),
+        ("chaos", chaos_lines()),
         ("validated", validated_lines(demo)),
     ):
         body = "\n".join(lines)
@@ -138,6 +139,12 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
         lines[-1] += (
             f" After the lanes' drift since calibration the error is {demo['mape_drift_adjusted_percent']:.1f} %."
         )
+    if scores := demo.get("fidelities"):
+        told = "; ".join(
+            f"`{each['fidelity']}` {each['mape_percent']:.1f} % (worst {each['worst_error_percent']:.1f} %)"
+            for each in scores
+        )
+        lines[-1] += f" Mean absolute error by fidelity: {told}."
     return lines
 
 
@@ -267,6 +274,24 @@ def validated_lines(demo: dict[str, Any]) -> list[str]:
         f"{demo['worst_error_percent']:.1f} %, on {demo['date']}, {host['cores']} cores of {host['cpu']}, "
         f"{host['system']}, Python {host['python']}, torch {host['torch']}, transformers {host['transformers']}"
         + (", on a busy or noisy host." if demo["busy"] else ".")
+    ]
+
+
+def chaos_lines() -> list[str]:
+    """What training under kills and hangs came to, by `make chaos`, which is too long for CI."""
+    place = SCOREBOARD / "chaos.json"
+    if not place.exists():
+        return ["`make chaos` has not been run on this version."]
+    found = json.loads(place.read_text())
+    struck = found["struck"]
+    bytes_ = "the same bytes as undisturbed" if found["bit_identical"] else "**other bytes than undisturbed**"
+    return [
+        f"Training under {struck['kill']} kills and {struck['hang']} hangs at random moments on {found['date']} "
+        f"(`make chaos`, {found['minutes']:.0f} minutes): {bytes_}; {found['lost_results']} results lost, "
+        f"{found['misnamed']} culprits misnamed, {found['late']} noticed later than stated, "
+        f"{len(found['left_behind'])} processes, groups, namespaces or folders left behind, "
+        f"{len(found['exposed_listeners'])} listeners to be reached from outside. "
+        "What is noticed when, and what is kept: [faults](docs/faults.md)."
     ]
 
 

@@ -13,7 +13,7 @@ from steelyard.policies.attention_trained import FILE, AttentionTrained, Weights
 from steelyard.policies.testing import check_policy
 from steelyard.results.errors import InputError
 from steelyard.runner.attention.judging import exact_s, mean_loss
-from steelyard.runner.attention.scoring import EXACT, TUNED_FILE, contestants, figures, throughput
+from steelyard.runner.attention.scoring import EXACT, TUNED_FILES, contestants, figures, throughput
 from steelyard.runner.attention.worlds import FAMILIES, held_out_worlds, training_worlds, world
 from steelyard.sim.noise import stream
 from steelyard.sim.view import View
@@ -139,7 +139,7 @@ def test_figures_are_quantiles() -> None:
 
 
 def test_tuned_parameters_are_no_worse_than_the_defaults_on_what_they_were_tuned_on() -> None:
-    tuned = json.loads(resources.files("steelyard.policies").joinpath("weights", TUNED_FILE).read_text("utf-8"))
+    tuned = json.loads(resources.files("steelyard.policies").joinpath("weights", TUNED_FILES[0]).read_text("utf-8"))
     assert tuned["made_by"].startswith("steelyard attention tune --seed")
     scenarios = training_worlds(0, 12)
     exact = [exact_s(each) for each in scenarios]
