@@ -19,7 +19,7 @@ from steelyard.policies.testing import reordered, scenarios
 from steelyard.results.errors import InputError
 from steelyard.sim.engine import run_launches
 from steelyard.sim.plan import Infeasible, Pipeline, Plan, PlanError, Replica, Stage, micro_batches
-from steelyard.sim.spec import Objective, Sampling, Scenario, Variation, load_scenario, scenario_from, shipped_names
+from steelyard.sim.spec import Objective, Sampling, Scenario, Variation, load_scenario, scenario_from, simulated_names
 from steelyard.sim.view import View
 
 MARGIN = 0.005
@@ -257,11 +257,6 @@ def test_shipped_scenarios_get_no_slower_plan_than_others_give(name: str) -> Non
         assert mine >= throughput(scenario, plan) / (1 + REGRET)
 
 
-def shipped() -> list[str]:
-    """All shipped scenarios but the one whose devices are this host's."""
-    return sorted(name for name in shipped_names("scenarios") if name != "demo")
-
-
 def quiet(name: str) -> Scenario:
     """A shipped scenario without noise and without what happens in the middle of a run; throughput is what counts."""
     plain: dict[str, Any] = {"variation": Variation(), "disturbances": [], "rebalance": None, "objective": Objective()}
@@ -291,7 +286,7 @@ def others(scenario: Scenario) -> Iterator[tuple[str, Plan]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", simulated_names())
 def test_no_other_policy_is_faster_on_a_shipped_scenario(name: str) -> None:
     """By the engine, within half a percent."""
     scenario = quiet(name)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from steelyard import sim
 from steelyard.policies import make_policy
 from steelyard.policies.makespan import Makespan
 from steelyard.policies.overlap import Overlaps
@@ -19,13 +17,13 @@ from steelyard.policies.testing.exhaust import Seeded
 from steelyard.policies.testing.generator import make_scenario
 from steelyard.sim import cost
 from steelyard.sim.engine import simulate
+from steelyard.sim.network import network_of
 from steelyard.sim.noise import stream
 from steelyard.sim.plan import Infeasible, Plan
-from steelyard.sim.spec import Scenario, Variation, load_scenario
+from steelyard.sim.spec import Scenario, Variation, load_scenario, simulated_names
 from steelyard.sim.view import Fixed, View
 
 SIMPLE = ("uniform", "flops", "throughput", "proportional", "linear-cost")
-SHIPPED = sorted(file.stem for file in (Path(sim.__file__ or "").parent / "scenarios").glob("*.toml"))
 MOST_SPLITS = 400
 
 
@@ -74,7 +72,7 @@ def never_slower(scenario: Scenario, share: float = 1e-3) -> int:
     return answered
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "demo"])
+@pytest.mark.parametrize("name", simulated_names())
 def test_on_no_shipped_scenario_is_a_simple_split_faster(name: str) -> None:
     never_slower(quiet(load_scenario(name)))
 
@@ -161,7 +159,7 @@ class World:
         view = self.view
         if not beside:
             return [view.sync_s(names)]
-        network = sim.network.network_of(view.cluster)
+        network = network_of(view.cluster)
         each = [network.collective("all_reduce", names, size).alone_s for _, size in self.buckets]
         return [sum(each[number:]) for number in range(len(each))]
 

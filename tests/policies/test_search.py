@@ -74,7 +74,9 @@ def test_the_sampler_tries_more_than_the_defaults(whole: tuple[SearchResult, byt
 def test_policies_without_a_range_are_tried_once_each(small: Document) -> None:
     result = search(scenario_from(small), policies=["uniform", "makespan"], trials=50, workers=0)
     tried = [(row.policy, row.parameters) for row in result.trials]
-    assert tried == [("uniform", {}), ("makespan", {"leave_out": True}), ("makespan", {"leave_out": False})]
+    settings = [{"leave_out": out, "overlap": overlap} for out in (False, True) for overlap in (False, True)]
+    assert tried[:2] == [("uniform", {}), ("makespan", settings[-1])]
+    assert sorted((each for _, each in tried[1:]), key=lambda each: list(each.values())) == settings
 
 
 @pytest.mark.parametrize("place", ["memory", "journal", "sqlite"])

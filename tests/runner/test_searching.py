@@ -65,7 +65,7 @@ def test_pruning_keeps_the_winner_and_says_how_many_it_gave_up(capsys: pytest.Ca
 
 
 def test_figures_are_beside_the_winner_where_the_study_is_in_a_database(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["old-and-new", "--trials", "24", "--storage", "sqlite:///s.db", "--figures", "-o", "mine.toml"]
+    words = ["old-and-new", "--trials", "48", "--storage", "sqlite:///s.db", "--figures", "-o", "mine.toml"]
     found = _search(capsys, *words)
     assert Path("mine/history.png").is_file()
     assert found["importances"]
