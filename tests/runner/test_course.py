@@ -113,7 +113,7 @@ def test_a_run_that_changes_hands_trains_as_one_that_does_not(
 def test_a_lane_that_slows_down_is_followed_and_the_record_says_how(
     changing: Callable[..., Scenario], tmp_path: Path
 ) -> None:
-    slowdown = Disturbance(kind="slowdown", device="full", from_step=2, factor=8.0)
+    slowdown = Disturbance(kind="slowdown", device="full", from_step=5, factor=8.0)
     scenario = changing("adamw", disturbances=[slowdown])
     scenario = scenario.model_copy(update={"replay": scenario.replay.model_copy(update={"launches": 1})})
     study = replay(scenario, [make_policy("malleus"), Steady()], tmp_path)
@@ -123,7 +123,8 @@ def test_a_lane_that_slows_down_is_followed_and_the_record_says_how(
     steady = study.measured[1]
     work = steady.events[steady.events["kind"].isin(["forward", "backward"]) & (steady.events["device"] == "full")]
     spent = (work["end_s"] - work["start_s"]).groupby(work["step"]).sum()
-    assert spent[2:].median() > 3 * spent[:2].min()  # eight times as long, on a host that may be busy
+    # Eight times as long, on a host that may be busy; the first steps are cold, and so there are five before.
+    assert spent[5:].median() > 3 * spent[:5].min()
     for run in study.measured:
         for ledger in run.summary.devices.values():
             assert ledger.total_s() == pytest.approx(run.summary.step_time_s.mean, rel=1e-6)
