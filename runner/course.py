@@ -82,7 +82,10 @@ class Course:
         return division(plan, self.scenario.workload, self.names)
 
     def ask(self, step: int, measured: Sequence[Step]) -> Task:
-        """What the workers go on with, from a step on, given what was measured since the last question."""
+        """What the workers go on with, from a step on, given what was measured since the last question.
+
+        A plan that torch cannot run changes nothing: the run keeps the plan it has, and the decision says why.
+        """
         self.history += measured
         current = self.plans[-1][1]
         view = replace(
@@ -94,12 +97,23 @@ class Course:
             plans={plan.sha256: plan for _, plan in self.plans},
         )
         plan = allocate(self.policy, view, self.scenario)
+        refusal = self._refusal(plan)
+        plan = current if refusal else plan
         changed = plan.sha256 != current.sha256
-        self._note(step, "asked", view, plan, view.change_to(plan) if changed else Change(), changed=changed)
+        price = view.change_to(plan) if changed else Change()
+        self._note(step, "asked", view, plan, price, changed=changed, refusal=refusal)
         if changed:
             self.changes_left -= 1
             self.plans.append((step, plan))
         return self.divide(self.plans[-1][1])
+
+    def _refusal(self, plan: Plan) -> str:
+        """Why a plan cannot be gone on with; empty where it can."""
+        try:
+            self.divide(plan)
+        except InputError as error:
+            return str(error)
+        return ""
 
     def plan_at(self, step: int) -> Plan:
         """The plan that a step was done by."""
@@ -131,7 +145,9 @@ class Course:
             begin = end
         return found
 
-    def _note(self, step: int, why: str, view: View, plan: Plan, price: Change, *, changed: bool) -> None:
+    def _note(
+        self, step: int, why: str, view: View, plan: Plan, price: Change, *, changed: bool, refusal: str = ""
+    ) -> None:
         seen = [sorted(view.cluster.by_name), view.steps_left, view.current and view.current.sha256]
         self.decisions.append(
             {
@@ -145,6 +161,7 @@ class Course:
                 "price_s": price.seconds,
                 "price": asdict(price),
                 "lost_s": 0.0,
+                **({"refused": refusal} if refusal else {}),
             }
         )
 

@@ -541,7 +541,7 @@ def test_from_calibration_to_report(folder: Path, call: Call) -> None:
     reused = call("calibrate", "tiny.toml", "--json").document()
     assert reused["reused"]
     assert call("search", "tiny.toml", "--trials", "16", "--workers", "0", *QUICK).code == 0
-    replayed = call("replay", "tiny.toml", "-p", "uniform,flops,best.toml", "--budget", "1s", "--json")
+    replayed = call("replay", "tiny.toml", "-p", "uniform,flops,best.toml", "--json")
     assert replayed.code == 0
     document = replayed.document()
     assert document["fidelity"] == "profiled"

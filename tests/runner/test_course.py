@@ -109,6 +109,33 @@ def test_a_run_that_changes_hands_trains_as_one_that_does_not(
     assert (difference / size) ** 0.5 <= most
 
 
+@dataclass(frozen=True, kw_only=True)
+class Overreaching:
+    """A split first, then micro-batches of two sizes in a pipeline, which torch cannot run."""
+
+    name: ClassVar[str] = "overreaching"
+    adaptive: ClassVar[bool] = True
+
+    def allocate(self, view: View) -> Plan:
+        if view.current is None:
+            return Plan.parse({"pipelines": SPLIT})
+        pipeline, batch = PLANS[1][0], view.workload.global_batch
+        return Plan.parse({"pipelines": [{**pipeline, "micro_batches": [batch - 1, 1]}]})
+
+
+def test_a_plan_that_torch_cannot_run_changes_nothing_and_the_decision_says_why(
+    changing: Callable[..., Scenario],
+) -> None:
+    course = Course(changing("sgd"), Overreaching())
+    first = course.begin()
+    left = course.changes_left
+    assert course.ask(EVERY, []) == first
+    assert [step for step, _ in course.plans] == [0]
+    assert course.changes_left == left
+    assert not course.decisions[-1]["changed"]
+    assert course.decisions[-1]["refused"].startswith("pipelines.0.micro_batches")
+
+
 @pytest.mark.slow
 def test_a_lane_that_slows_down_is_followed_and_the_record_says_how(
     changing: Callable[..., Scenario], tmp_path: Path
