@@ -72,7 +72,7 @@ class Member:
 
         job = self.job
         # bf16: weights, gradients and what the optimizer keeps; no copy of them in fp32.
-        kind = torch.bfloat16 if job.get("dtype") == "bf16" else torch.float32
+        kind = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(job.get("dtype", ""), torch.float32)
         model = build_model(job["model"], labels=job["labels"], seed=job["seed"], dropout=job.get("dropout", 0.0))
         self.model = model.to(self.device, kind)
         self.model.train()

@@ -13,7 +13,7 @@ from steelyard.runner.calibrate import job_of
 from steelyard.runner.devices import NamedLane, available_cpus
 from steelyard.runner.execution import division, program_of
 from steelyard.runner.launch import run_group
-from steelyard.runner.proof import MOST_GRADIENT_ERROR, is_proven, prove
+from steelyard.runner.proof import MOST_GRADIENT_ERROR, is_proven, prove, prove_exactly
 from steelyard.runner.workload import model_from_config
 from steelyard.sim.plan import Plan, PlanError
 from steelyard.sim.spec import Training
@@ -221,6 +221,10 @@ def test_a_plan_that_forgets_samples_is_found_out(bert: Workload, tmp_path: Path
     errors = prove(lanes, tasks, job, data, timeout_s=120)
     assert max(errors[0], errors[2]) <= MOST_GRADIENT_ERROR
     assert min(errors[1], errors[3]) > 0.01
+    exact = prove_exactly(lanes, tasks, [0.0, *errors[1:2], float("nan"), errors[3]], job, data, timeout_s=120)
+    assert exact[0] is None  # proven before
+    assert is_proven(exact[2])
+    assert min(exact[1] or 0.0, exact[3] or 0.0) > 0.01
 
 
 @pytest.mark.slow
