@@ -29,15 +29,15 @@ demo: $(STAMP)  ## The whole loop on this machine: calibrate, simulate, search, 
 
 # Tracing every line doubles the time of numeric tests: CI asks for it (COVERAGE=--cov), people need not.
 COVERAGE ?=
-APPENDED = $(if $(COVERAGE),$(COVERAGE) --cov-append)
 
 test: $(STAMP)  ## Tests (without slow ones and benchmarks); COVERAGE=--cov measures coverage by folder
 	$(BIN)/pytest -n 2 -m 'not slow and not bench' $(COVERAGE)
 
-# What only computes shares the cores; real lanes have them to themselves.
+# What only computes shares the cores, and is not traced: the default run covers the same code. Real lanes have the cores to
+# themselves.
 slow: $(STAMP)  ## Tests that take longer: real lanes, kills, whole loops
-	$(BIN)/pytest -n 2 -m 'slow and not bench' $(APPENDED) tests/policies tests/sim tests/results
-	$(BIN)/pytest -m 'slow and not bench' $(APPENDED) tests/runner tests/system
+	$(BIN)/pytest -n 2 -m 'slow and not bench' tests/policies tests/sim tests/results
+	$(BIN)/pytest -m 'slow and not bench' $(if $(COVERAGE),$(COVERAGE) --cov-append) tests/runner tests/system
 
 # No $(STAMP): whoever edits pyproject.toml can still lint without a network.
 lint:  ## Style, types, import direction (needs `make venv` once)
