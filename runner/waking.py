@@ -2,7 +2,7 @@
 
 Lanes step together, with the all-reduce between steps, at sizes that make one of them come last: it is blocked for the
 collective alone, the others until it comes. What their work then takes is held against steps of the same size without
-any collective, from the same launch. The sizes are calibrated ones: no plan's time is looked at.
+any collective, from the same launch. A point knows its step's size, and is held out with it from plans that use that.
 """
 
 from __future__ import annotations
@@ -50,18 +50,23 @@ def waking_points(results: Sequence[LaunchResult], rank: int) -> list[WakePoint]
 
     What not every launch shows is noise and counts as none: a table of luck would make every prediction worse.
     """
-    found: dict[int, list[tuple[float, float]]] = {}
+    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
     for launch in results:
         plain = plain_s(launch, rank)
         for task, answer in launch.of("block", rank):
             size = task["sizes"][rank][0]
             if size in plain:
                 blocked, work = after_collectives(answer)
-                found.setdefault(task["index"], []).append((blocked, work - plain[size]))
-    middles = sorted((median(b for b, _ in each), _shown([e for _, e in each])) for each in found.values())
+                found.setdefault((task["index"], size), []).append((blocked, work - plain[size]))
+    middles = sorted(
+        (median(b for b, _ in each), _shown([e for _, e in each]), size) for (_, size), each in found.items()
+    )
     apart = [each for number, each in enumerate(middles) if not number or each[0] - middles[number - 1][0] > LEAST_S]
-    extras = non_decreasing([extra for _, extra in apart])
-    return [WakePoint(blocked_s=blocked, extra_s=extra) for (blocked, _), extra in zip(apart, extras, strict=True)]
+    extras = non_decreasing([extra for _, extra, _ in apart])
+    return [
+        WakePoint(blocked_s=blocked, extra_s=extra, micro_batch=size)
+        for (blocked, _, size), extra in zip(apart, extras, strict=True)
+    ]
 
 
 def _shown(extras: Sequence[float]) -> float:

@@ -383,7 +383,7 @@ def largest_micro_batch(workload: Workload, device: Device) -> int:
 
 
 def without_sizes(profile: Profile, sizes: Iterable[int]) -> Profile:
-    """The profile less the points of some micro-batch sizes: what may predict plans that use those sizes.
+    """The profile less what was measured at some micro-batch sizes: what may predict plans that use those sizes.
 
     Raises:
         InputError: fewer than two points are left.
@@ -393,4 +393,5 @@ def without_sizes(profile: Profile, sizes: Iterable[int]) -> Profile:
     if len(kept) < 2:
         problem = f"has {len(kept)} points beside the held-out micro-batches {sorted(held_out)}, a line takes 2"
         raise InputError("profile.points", problem, "calibrate at more sizes")
-    return profile.model_copy(update={"points": kept})
+    waking = [point for point in profile.waking if point.micro_batch not in held_out]
+    return profile.model_copy(update={"points": kept, "waking": waking})

@@ -74,6 +74,8 @@ class WakePoint(Spec):
     blocked_s: Positive
     """From its own entry to its exit: the wait for the others, and the collective."""
     extra_s: NonNegative
+    micro_batch: Count | None = None
+    """Size of the steps that it was measured with: not for plans that use it."""
 
 
 class Profile(Spec):

@@ -58,6 +58,13 @@ def test_what_a_wait_adds_is_found(asleep: float, launches: int) -> None:
             assert point.extra_s == pytest.approx(asleep * (point.blocked_s - COLLECTIVE), abs=1e-9)
 
 
+def test_a_point_knows_the_size_of_its_step() -> None:
+    used = {task["sizes"][1][0] for task in waking_tasks(SIZES, 2)}
+    found = {point.micro_batch for point in waking_points([measured(0.1)], 1)}
+    assert found
+    assert found <= used
+
+
 def test_a_lane_that_speeds_up_by_sleeping_is_noise() -> None:
     assert all(point.extra_s == 0 for point in waking_points([measured(-0.1)], 0))
 

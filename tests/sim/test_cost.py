@@ -14,7 +14,7 @@ from steelyard.results.errors import InputError
 from steelyard.sim import cost, roofline
 from steelyard.sim.cost import Curve, Line
 from steelyard.sim.curve import non_decreasing
-from steelyard.sim.device import Device, EfficiencyStep, Profile
+from steelyard.sim.device import Device, EfficiencyStep, Profile, WakePoint
 from steelyard.sim.spec import Scenario
 from steelyard.sim.workload import Workload
 
@@ -276,6 +276,9 @@ def test_held_out_sizes_do_not_predict(scenario: Scenario) -> None:
     kept = cost.without_sizes(profile, [4, 16, 5])
     assert [point.micro_batch for point in kept.points] == [1, 2, 8, 32]
     assert kept.optimizer_s == profile.optimizer_s
+    waking = [WakePoint(blocked_s=size * 1e-3, extra_s=1e-3, micro_batch=size) for size in (4, 8)]
+    asleep = profile.model_copy(update={"waking": waking})
+    assert cost.without_sizes(asleep, [4]).waking == waking[1:]
     with pytest.raises(InputError, match=r"^profile\.points: has 1 points beside .* \(calibrate at more sizes\)"):
         cost.without_sizes(profile, [1, 2, 4, 8, 16])
 
