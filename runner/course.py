@@ -12,13 +12,12 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..results.errors import InputError
-from ..results.record import digest
-from ..sim.adaptive import WAITING, WORKING, Step, is_adaptive
+from ..sim.adaptive import WAITING, WORKING, Step, decision, is_adaptive
 from ..sim.disturbances import factors_at
 from ..sim.moving import Change
 from ..sim.plan import Plan
@@ -148,22 +147,8 @@ class Course:
     def _note(
         self, step: int, why: str, view: View, plan: Plan, price: Change, *, changed: bool, refusal: str = ""
     ) -> None:
-        seen = [sorted(view.cluster.by_name), view.steps_left, view.current and view.current.sha256]
-        self.decisions.append(
-            {
-                "launch": self.number,
-                "step": step,
-                "why": why,
-                "view_sha256": digest([*seen, view.changes_left, list(view.history)]),
-                "changed": changed,
-                "plan_sha256": plan.sha256,
-                "plan": plan.document() if changed else None,
-                "price_s": price.seconds,
-                "price": asdict(price),
-                "lost_s": 0.0,
-                **({"refused": refusal} if refusal else {}),
-            }
-        )
+        noted = decision(why, view, plan, price, launch=self.number, step=step, changed=changed)
+        self.decisions.append({**noted, "refused": refusal} if refusal else noted)
 
 
 def run_course(

@@ -55,6 +55,36 @@ def is_adaptive(policy: Policy) -> bool:
     return bool(getattr(policy, "adaptive", False))
 
 
+def decision(
+    why: str, view: View, plan: Plan, price: Change, *, launch: int, step: int, changed: bool, lost_s: float = 0.0
+) -> dict[str, Any]:
+    """One line of ``decisions.jsonl``, of a simulated run or a real one: what was seen, answered and paid.
+
+    Args:
+        why: what the policy was asked for.
+        view: what it saw.
+        plan: what goes on.
+        price: of the change.
+        launch: number of the run.
+        step: from which on the answer holds.
+        changed: whether the plan is another one than before.
+        lost_s: seconds of work that a loss took along.
+    """
+    seen = [sorted(view.cluster.by_name), view.steps_left, view.current and view.current.sha256]
+    return {
+        "launch": launch,
+        "step": step,
+        "why": why,
+        "view_sha256": digest([*seen, view.changes_left, list(view.history)]),
+        "changed": changed,
+        "plan_sha256": plan.sha256,
+        "plan": plan.document() if changed else None,
+        "price_s": price.seconds,
+        "price": asdict(price),
+        "lost_s": lost_s,
+    }
+
+
 def run_courses(scenario: Scenario, policy: Policy, *, seed: int, launches: int) -> list[Course]:
     """Simulate whole runs of ``sampling.steps`` steps; without noise all would be the same, so it is one.
 
@@ -237,20 +267,9 @@ class _Run:
 
     def _note(self, why: str, view: View, plan: Plan, price: Change, *, changed: bool, lost_s: float = 0.0) -> None:
         """Write down a decision."""
-        seen = [sorted(view.cluster.by_name), view.steps_left, view.current and view.current.sha256]
+        step = self.total - (view.steps_left or 0)
         self.course.decisions.append(
-            {
-                "launch": self.number,
-                "step": self.total - (view.steps_left or 0),
-                "why": why,
-                "view_sha256": digest([*seen, view.changes_left, list(view.history)]),
-                "changed": changed,
-                "plan_sha256": plan.sha256,
-                "plan": plan.document() if changed else None,
-                "price_s": price.seconds,
-                "price": asdict(price),
-                "lost_s": lost_s,
-            }
+            decision(why, view, plan, price, launch=self.number, step=step, changed=changed, lost_s=lost_s)
         )
 
 
