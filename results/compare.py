@@ -81,6 +81,9 @@ class PlanRow(Record):
     twin_of: str | None = None
     """Label of the plan of which this is the A/A repetition; such a row enters no metric but the noise floor."""
     busy: bool = False
+    in_sample: bool = False
+    """Whether this run, or another one of the same plan, refined the tables that predicted it: its error is of a fit.
+    """
     predicted_at: dict[str, float] = Field(default_factory=dict)
     """Median step time in seconds as each fidelity predicted it, this row's own among them."""
     global_batch: int
@@ -171,7 +174,7 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
     if not own:
         raise InputError("runs", "hold an A/A twin alone", "give the whole folder of the replay")
     notes = list(dict.fromkeys(note for run in runs if run.manifest.kind == "measured" for note in run.manifest.notes))
-    notes += _in_sample(runs)
+    notes += _in_sample(own)
     floor = noise_floor_percent(pairs, notes)
     picked = min(own, key=lambda pair: (pair.predicted_s, pair.row.label))
     best = min(own, key=lambda pair: (pair.measured_s, pair.row.label))
@@ -230,6 +233,7 @@ def plan_row(prediction: Run) -> PlanRow:
         global_batch=sum(sum(pipeline["micro_batches"]) for pipeline in prediction.plan["pipelines"]),
         plan_sha256=manifest.plan_sha256,
         fidelity=summary.fidelity,
+        in_sample=manifest.plan_sha256 in (_cluster(prediction).get("fitted_plans") or ()),
         lower_bound_step_time_s=summary.lower_bound_step_time_s,
         predicted=Predicted(
             p10_s=times.p10,
@@ -268,19 +272,24 @@ def _pair(prediction: Run, run: Run, seed: int) -> Pair:
         "error_percent": 100 * (row.predicted.p50_s / middle - 1),
         "twin_of": run.manifest.twin_of,
         "busy": bool(contention.get("busy")),
+        "in_sample": row.in_sample or run.manifest.run_id in (_cluster(prediction).get("fitted_from") or ()),
     }
     used = [name for name, samples in row.plan.items() if samples]
     return Pair(row=row.model_copy(update=update), launches=launches, drift=_drift(contention, used))
 
 
-def _in_sample(runs: Sequence[Run]) -> list[str]:
-    """A note where predictions are judged by the very runs that their tables were refined by."""
-    clusters = [_mapping(run.manifest.scenario.get("cluster")) for run in runs if run.manifest.kind == "simulated"]
-    fitted = {each for cluster in clusters for each in cluster.get("fitted_from") or ()}
-    judging = fitted & {run.manifest.run_id for run in runs if run.manifest.kind == "measured"}
-    if not judging:
+def _in_sample(pairs: Sequence[Pair]) -> list[str]:
+    """A note where predictions are judged by plans whose own times refined the tables behind them."""
+    fitted = sum(pair.row.in_sample for pair in pairs)
+    if not fitted:
         return []
-    return [f"{len(judging)} of these runs refined the tables that predicted them: the errors are those of a fit"]
+    which = "this plan" if len(pairs) == 1 else f"{fitted} of these {len(pairs)} plans"
+    return [f"measured times of {which} refined the tables that predicted them: their errors are those of a fit"]
+
+
+def _cluster(run: Run) -> Mapping[str, Any]:
+    """The devices that a run was of, as its record has them."""
+    return _mapping(run.manifest.scenario.get("cluster"))
 
 
 def noise_floor_percent(pairs: Sequence[Pair], notes: list[str]) -> float | None:

@@ -40,7 +40,7 @@ def _terminal_row(row: PlanRow) -> dict[str, str]:
         "samples": _split(row),
         "predicted ms (p10-p90)": predicted,
         "measured ms (80 %)": measured,
-        "error": percent(row.error_percent),
+        "error": _error(row),
     }
 
 
@@ -65,8 +65,13 @@ def _measured_cells(row: PlanRow) -> dict[str, str]:
     return {
         "measured ms": NONE if row.measured is None else milliseconds(row.measured.median_s),
         "80 % interval": NONE if row.measured is None else interval(row.measured.interval_s),
-        "error": percent(row.error_percent),
+        "error": _error(row),
     }
+
+
+def _error(row: PlanRow) -> str:
+    """The error, marked where it is that of a fit."""
+    return percent(row.error_percent) + (" (fit)" if row.in_sample else "")
 
 
 def plan_name(row: PlanRow) -> str:

@@ -8,7 +8,8 @@ is held against tables without its own micro-batch sizes, as its prediction was.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ..sim.plan import Plan
 from ..sim.residuals import Bias, HeldOut, Key, Residual, fit_biases, held_out
 from ..sim.workload import Workload
 from .calibrate import MAX_RESIDUALS, Calibration, refined_path
+from .replay import LEAST_POINTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,8 @@ class Refined:
     judged: HeldOut | None
     left_out: int
     """Runs that tell nothing of single lanes."""
+    crowded: dict[str, int]
+    """Per lane, runs whose own sizes leave too few others: of its passes these tell nothing. Lanes without: absent."""
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per lane and kind of work; the last one says how the whole did on held-out launches."""
@@ -52,6 +56,15 @@ class Refined:
                 "80 % of a fresh launch %": f"{_percent(bias.interval()[0])} to {_percent(bias.interval()[1])}",
             }
             for key, bias in self.biases.items()
+        ]
+        rows += [
+            {
+                "lane": lane,
+                "kind": "left out",
+                "plans": f"{count} runs",
+                "seen %": f"use all calibrated sizes but {LEAST_POINTS - 1} or fewer",
+            }
+            for lane, count in self.crowded.items()
         ]
         if self.judged is not None:
             rows.append(
@@ -68,7 +81,12 @@ class Refined:
 
     def document(self) -> dict[str, Any]:
         """The same for programs."""
-        return {"path": str(self.calibration.path), "left_out": self.left_out, **self.calibration.feedback}
+        return {
+            "path": str(self.calibration.path),
+            "left_out": self.left_out,
+            "crowded": self.crowded,
+            **self.calibration.feedback,
+        }
 
 
 def refine(calibration: Calibration, runs: Sequence[Run], workload: Workload) -> Refined:
@@ -96,7 +114,11 @@ def refine(calibration: Calibration, runs: Sequence[Run], workload: Workload) ->
     pooled = [each for _, found in telling for each in found]
     biases, judged = fit_biases(pooled), held_out(pooled)
     cluster = corrected(calibration.cluster, biases, pooled)
-    cluster = cluster.model_copy(update={"fitted_from": sorted({run.manifest.run_id for run, _ in telling})})
+    fitted = {
+        "fitted_from": sorted({run.manifest.run_id for run, _ in telling}),
+        "fitted_plans": sorted({run.manifest.plan_sha256 for run, _ in telling}),
+    }
+    cluster = cluster.model_copy(update=fitted)
     feedback = {
         "base": digest(calibration.cluster.model_dump(mode="json")),
         "runs": {run.manifest.run_id: digest(run.summary.model_dump(mode="json")) for run, _ in telling},
@@ -104,16 +126,15 @@ def refine(calibration: Calibration, runs: Sequence[Run], workload: Workload) ->
         "held_out": judged._asdict() if judged is not None else {},
     }
     new = replace(calibration, cluster=cluster, path=refined_path(calibration.path), reused=False, feedback=feedback)
-    return Refined(new, biases, judged, len(measured) - len(telling))
+    crowded = Counter(lane for run in measured for lane in crowded_lanes(run, calibration.cluster))
+    return Refined(new, biases, judged, len(measured) - len(telling), dict(sorted(crowded.items())))
 
 
 def run_residuals(run: Run, cluster: Cluster, workload: Workload) -> Iterator[Residual]:
     """The residuals of one measured run: per launch, lane and kind of work; nothing where it tells none of these."""
     if not _tells(run):
         return
-    pipelines = run.plan["pipelines"]
-    sizes = {_device(each): [int(size) for size in each["micro_batches"]] for each in pipelines}
-    expected = _Expected(cluster, workload, sizes)
+    expected = _Expected(cluster, workload, _sizes(run))
     events = run.events[run.events["step"] > 0]
     for (launch, device), own in events.groupby(["launch", "device"]):
         for kind, part in own.groupby("kind"):
@@ -123,6 +144,15 @@ def run_residuals(run: Run, cluster: Cluster, workload: Workload) -> Iterator[Re
                 value = math.log(took / seconds)
                 group = f"{run.manifest.prediction_sha256}/{launch}"
                 yield Residual(Key(str(device), str(kind)), run.manifest.plan_sha256, group, value)
+
+
+def crowded_lanes(run: Run, cluster: Cluster) -> list[str]:
+    """Lanes of whose passes a run tells nothing, because its own sizes leave too few others to tell them from."""
+    if not _tells(run):
+        return []
+    sizes = _sizes(run)
+    profiles = {name: cluster.by_name[name].profile for name in sizes}
+    return [name for name, profile in profiles.items() if profile is not None and _others(profile, sizes) is None]
 
 
 def _tells(run: Run) -> bool:
@@ -151,21 +181,26 @@ class _Expected:
         profile = self.cluster.by_name[device].profile
         if kind not in COMPUTE or profile is None:
             return None
-        cost = profiled_cost(device, self._kept(profile), self.cluster.by_name[device].slowdown)
         if kind == "optimizer":
-            return cost.optimizer_s
+            return self.cluster.by_name[device].slowdown * profile.optimizer_s
+        kept = _others(profile, self.sizes)
+        if kept is None:
+            return None
+        cost = profiled_cost(device, kept, self.cluster.by_name[device].slowdown)
         curve = cost.forward if kind == "forward" else cost.backward
         return sum(curve.at(size) for size in self.sizes[device])
-
-    def _kept(self, profile: Profile) -> Profile:
-        used = {size for sizes in self.sizes.values() for size in sizes}
-        left = sum(point.micro_batch not in used for point in profile.points)
-        return without_sizes(profile, used) if left > 1 else profile
 
     def _table(self) -> CollectiveTable | None:
         taking_part = {name for name, sizes in self.sizes.items() if sizes}
         tables = (each for each in self.cluster.collectives if each.kind == "all_reduce")
         return next((each for each in tables if set(each.devices) == taking_part), None)
+
+
+def _others(profile: Profile, sizes: Mapping[str, Sequence[int]]) -> Profile | None:
+    """The tables without a plan's own sizes, as they predict it; None where too few are left to predict anything."""
+    used = {size for own in sizes.values() for size in own}
+    left = sum(point.micro_batch not in used for point in profile.points)
+    return without_sizes(profile, used) if left >= LEAST_POINTS else None
 
 
 def _typical_s(events: pd.DataFrame) -> float:
@@ -235,6 +270,11 @@ def _require_same(run: Run, names: set[str], calibration: Calibration) -> None:
     cluster = run.manifest.scenario.get("cluster", {})
     if cluster.get("fingerprint") != calibration.cluster.fingerprint:
         raise InputError(f"run {run.manifest.label!r}", "was measured on another machine", "give runs of this one")
+
+
+def _sizes(run: Run) -> dict[str, list[int]]:
+    """The micro-batches of each lane that takes part in a plain split."""
+    return {_device(each): [int(size) for size in each["micro_batches"]] for each in run.plan["pipelines"]}
 
 
 def _device(pipeline: dict[str, Any]) -> str:

@@ -370,6 +370,8 @@ class Cluster(Spec):
     """The hardware and software that measured tables belong to; empty for a cluster from the catalog."""
     fitted_from: Annotated[list[Name], Field(max_length=100_000)] = Field(default_factory=list)
     """Ids of the measured runs that the tables were refined by: they cannot judge what these tables predict."""
+    fitted_plans: Annotated[list[Name], Field(max_length=100_000)] = Field(default_factory=list)
+    """SHA-256 of those runs' plans: measured once more, they judge a fit all the same."""
 
     @cached_property
     def devices(self) -> tuple[Device, ...]:

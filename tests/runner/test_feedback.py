@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from steelyard.results.compare import compare
+from steelyard.results.compare import Comparison, compare
 from steelyard.results.errors import InputError
 from steelyard.results.record import Run
+from steelyard.results.tables import plan_table
 from steelyard.runner.calibrate import (
     Calibration,
     latest_calibration,
@@ -17,7 +18,8 @@ from steelyard.runner.calibrate import (
     refined_path,
     write_calibration,
 )
-from steelyard.runner.feedback import refine, run_residuals
+from steelyard.runner.feedback import crowded_lanes, refine, run_residuals
+from steelyard.sim.device import Cluster, ProfilePoint
 from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
 from steelyard.sim.residuals import Key
@@ -146,16 +148,78 @@ def test_refined_tables_lie_beside_their_base_and_only_belong_to_it(
     refined.path.unlink()
 
 
+def by_tables(runs: list[Run], cluster: Cluster) -> list[Run]:
+    """The runs as if some tables had predicted them."""
+    judged = []
+    for run in runs:
+        scenario = {**run.manifest.scenario, "cluster": cluster.model_dump(mode="json")}
+        judged.append(replace(run, manifest=run.manifest.model_copy(update={"scenario": scenario})))
+    return judged
+
+
+def fit_notes(comparison: Comparison) -> list[str]:
+    return [note for note in comparison.notes if "are those of a fit" in note]
+
+
 def test_runs_that_taught_the_tables_cannot_judge_them_unnoticed(
     quiet: Scenario, runs: list[Run], calibration: Calibration
 ) -> None:
-    refined = refine(calibration, runs, quiet.workload).calibration
-    judged = []
-    for run in runs:
-        scenario = {**run.manifest.scenario, "cluster": refined.cluster.model_dump(mode="json")}
-        judged.append(replace(run, manifest=run.manifest.model_copy(update={"scenario": scenario})))
-    assert not any("are those of a fit" in note for note in compare(runs).notes)
-    assert any("are those of a fit" in note for note in compare(judged).notes)
+    cluster = refine(calibration, runs, quiet.workload).calibration.cluster
+    assert not fit_notes(compare(runs))
+    assert len(fit_notes(compare(by_tables(runs, cluster)))) == 1
+    by_id_alone = cluster.model_copy(update={"fitted_plans": []})  # as files of earlier versions have it
+    assert len(fit_notes(compare(by_tables(runs, by_id_alone)))) == 1
+
+
+def test_a_plan_that_taught_the_tables_is_no_stranger_when_it_is_measured_again(
+    quiet: Scenario, runs: list[Run], calibration: Calibration
+) -> None:
+    """Other run ids, other launches, three of five plans the same: each of these is marked, and no other."""
+    cluster = refine(calibration, runs[:6], quiet.workload).calibration.cluster
+    taught = {run.manifest.plan_sha256 for run in runs[:6]}
+    again = by_tables(measured(quiet, seed=50), cluster)
+    assert not {run.manifest.run_id for run in again} & set(cluster.fitted_from)
+    found = compare(again)
+    assert {row.plan_sha256 for row in found.plans if row.in_sample} == taught
+    assert ["3 of these 5 plans" in note for note in fit_notes(found)] == [True]
+    errors = {row["error"].endswith("(fit)") for row in plan_table(found)}
+    assert errors == {True, False}
+    strangers = [run for run in again if run.manifest.plan_sha256 not in taught]
+    assert not fit_notes(compare(strangers))
+
+
+def test_a_lane_that_has_no_other_sizes_is_taught_nothing_by_a_run(
+    quiet: Scenario, runs: list[Run], calibration: Calibration
+) -> None:
+    """Two sizes beside the run's own predict nothing in a replay, and so its passes are not held against them."""
+    device = calibration.cluster.by_name["full"]
+    assert device.profile is not None
+    few = [replace_size(point, size) for point, size in zip(device.profile.points[:3], (30, 40, 50), strict=True)]
+    cluster = with_points(calibration.cluster, "full", few)
+    (alone,) = [run for run in runs if run.manifest.kind == "measured" and run.manifest.label == f"{SPLITS[0]}"]
+    assert crowded_lanes(alone, cluster) == ["full"]
+    told = {each.key.kind for each in run_residuals(alone, cluster, quiet.workload)}
+    assert told == {"optimizer"}
+    more = with_points(calibration.cluster, "full", [*few, replace_size(few[-1], 60)])
+    assert crowded_lanes(alone, more) == []
+    assert {"forward", "backward"} < {each.key.kind for each in run_residuals(alone, more, quiet.workload)}
+    found = refine(replace(calibration, cluster=cluster), runs, quiet.workload)
+    assert found.document()["crowded"] == {"full": 1}
+    assert [row["lane"] for row in found.rows() if row["kind"] == "left out"] == ["full"]
+
+
+def replace_size(point: ProfilePoint, size: int) -> ProfilePoint:
+    return point.model_copy(update={"micro_batch": size})
+
+
+def with_points(cluster: Cluster, name: str, points: list[ProfilePoint]) -> Cluster:
+    (node,) = cluster.nodes
+    devices = []
+    for device in node.devices:
+        assert device.profile is not None
+        profile = device.profile.model_copy(update={"points": points})
+        devices.append(device.model_copy(update={"profile": profile}) if device.name == name else device)
+    return cluster.model_copy(update={"nodes": [node.model_copy(update={"devices": devices})]})
 
 
 def test_too_few_runs_or_those_of_other_lanes_are_refused(
