@@ -83,6 +83,7 @@ def calibrate(
     *,
     again: bool = False,
     force: bool = False,
+    before: Callable[[Sequence[NamedLane]], None] = lambda lanes: None,
     report: Report = lambda line: None,
     tick: Tick = lambda done, total: None,
 ) -> Calibration:
@@ -94,6 +95,8 @@ def calibrate(
         runs: the folder of runs; tables go to ``calibrations/`` in it.
         again: measure although a table is there.
         force: use tables of another machine (``again``: replace them).
+        before: is called with the lanes before they are measured: what else is to be timed on them comes first, so that
+            little time passes between the tables and what they predict.
         report: gets lines for people: what is measured, how long it will take.
         tick: gets the progress.
 
@@ -121,6 +124,7 @@ def calibrate(
     lanes, offers = default_lanes(own, further=further_lanes())
     for offer in offers:
         report(f"  {offer.lane.name}: {offer.reason}")
+    before(lanes)
     timeout_s = validate(Replay, document.get("replay", {}), "replay", prefix="replay.").timeout_s
     return measure(
         workload, training, effort, path, timeout_s=timeout_s, lanes=lanes, offers=offers, report=report, tick=tick
@@ -216,7 +220,6 @@ def build_cluster(
                 memory_bandwidth_gb_per_s=offer.copy_bytes_per_s / 1e9,
                 source={"peak_tflops": "measured", "memory_bandwidth_gb_per_s": "measured", "memory_gib": "measured"},
                 lane=unnamed(lane),
-                probe_s=median(_probes(results, rank)),
                 profile=(profile := build_profile(workload, results, rank)),
                 layer_profile=build_layer_profile(workload, results, rank, profile),
             )
@@ -239,7 +242,7 @@ def build_profile(workload: Workload, results: Sequence[LaunchResult], rank: int
     slow drift of a shared host, which all lanes feel together, is not taken for independent luck. Launches are held
     against each other by :func:`launch_offsets`.
     """
-    blocks = [_blocks(launch, rank) for launch in results]
+    blocks = [step_blocks(launch, rank) for launch in results]
     points, residuals = [], []
     typical: dict[int, float] = {}
     for size in sorted({size for size, _ in blocks[0]}):
@@ -522,11 +525,10 @@ def job_of(workload: Workload, training: Training, cache: Path, *, seed: int) ->
 
 
 def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibrating, launch: int) -> list[Task]:
-    """One launch's tasks: every size and every collective in each round, shuffled, with speed probes between."""
+    """One launch's tasks: every size and every collective in each round, shuffled."""
     shuffle = random.Random(int(stream(launch, "calibrate").integers(2**32)))  # noqa: S311 - an order, not a secret
     tasks: list[Task] = []
     for number in range(effort.rounds):
-        tasks.append({"op": "probe"})
         own = [
             {"op": "profile", "micro_batch": size, "seconds": effort.seconds_per_point, "least": effort.least_steps}
             for size in sizes
@@ -559,11 +561,11 @@ def collective_sizes(workload: Workload) -> list[int]:
     return [size for size in sizes if size != workload.gradient_bytes] + [sizes[-1] * 2]
 
 
-def _blocks(launch: LaunchResult, rank: int) -> list[tuple[int, list[tuple[float, float]]]]:
+def step_blocks(launch: LaunchResult, rank: int, op: str = "profile") -> list[tuple[int, list[tuple[float, float]]]]:
     """Size, and forward and backward seconds of each step that counts, of a rank's blocks in the order measured."""
     return [
         (task["micro_batch"], [(_spent(step, "forward"), _spent(step, "backward")) for step in _quiet(answer)])
-        for task, answer in launch.of("profile", rank)
+        for task, answer in launch.of(op, rank)
     ]
 
 
@@ -591,10 +593,6 @@ def _collective_s(launch: LaunchResult, ranks: Sequence[int], kind: CollectiveKi
         seconds = [max(end for _, end in call) - max(start for start, _ in call) for call in calls]
         found.setdefault(per_rank[0][0]["bytes"], []).extend(seconds)
     return found
-
-
-def _probes(results: Sequence[LaunchResult], rank: int) -> list[float]:
-    return [answer["median_s"] for launch in results for _, answer in launch.of("probe", rank)]
 
 
 def _contended(results: Sequence[LaunchResult]) -> float:

@@ -15,7 +15,6 @@ from ..results.report import headlines, plan_table
 from ..results.report import report as write_report
 from ..results.store import to_json, write_text
 from ..results.tables import fidelity_table
-from ..sim.device import Cluster
 from ..sim.disturbances import refuse_events
 from ..sim.spec import Scenario, apply_setting, load_scenario, read_document
 from ..sim.view import Fixed, Policy, View, allocate, describe
@@ -68,8 +67,7 @@ def demo(
         apply_setting(document, setting)
     refuse_events(document)
     with bar("calibrating") as tick:
-        calibration = calibrate(document, folder, runs, again=True, report=report, tick=tick)
-    time_lanes(calibration.cluster, runs, report)
+        calibrate(document, folder, runs, again=True, before=operators_timer(runs, report), report=report, tick=tick)
     scenario = load_scenario(SCENARIO, settings, resolver(runs))
     report(f"searching {trials} trials over {len(DEFAULTS)} policies in simulation")
     with bar("searching") as tick:
@@ -90,10 +88,9 @@ def demo(
     return finish(comparison, found, study.folder, study.runs, study.interrupted)
 
 
-def time_lanes(cluster: Cluster, runs: Path, report: Report) -> None:
-    """Time the operators on a cluster's lanes: the calibrated predictions of a model that they never saw."""
-    lanes = [NamedLane(**each.lane.model_dump(), name=each.name) for each in cluster.devices if each.lane is not None]
-    calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), again=True, report=report)
+def operators_timer(runs: Path, report: Report) -> Callable[[Sequence[NamedLane]], None]:
+    """Times the operators on lanes: for the calibrated predictions of a model that they never saw."""
+    return lambda lanes: calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), again=True, report=report)
 
 
 def chosen_policies(scenario: Scenario, found: SearchResult) -> list[Policy]:

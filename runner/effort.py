@@ -79,7 +79,7 @@ def next_effort(plans: Sequence[Seen], rules: Rules, *, left_s: float | None, ov
         plans: all that are measured, twins included, in order.
         rules: what the scenario asks for.
         left_s: of the budget; None: no budget, the scenario's launches and steps and no more.
-        overhead_s: of a launch beside its steps: start of processes, speed probes.
+        overhead_s: of a launch beside its steps: start of processes, gauging.
     """
     done = len(plans[0].launches)
     if left_s is None:

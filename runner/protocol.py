@@ -15,18 +15,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..results.errors import WorkerFailedError
-from ..results.ledger import durations, quantiles
+from ..results.ledger import durations
 from ..sim.noise import stream
 from ..sim.spec import Scenario
 from .calibrate import START_S, Report
 from .condition import changes, condition, stolen_percent
 from .effort import MOST_TIMES, Effort, Rules, Seen, launch_s, next_effort
+from .gauge import drift_percent, gauge_tasks
 from .launch import LaunchResult, Task
 from .stationary import MOST_WARMUP, drifting
 
 BUSY_PERCENT = 5.0
 """More disturbed compute segments than this, and the host counts as busy."""
-DRIFT_PERCENT = 10.0
+DRIFT_PERCENT = 5.0
 """A host that runs this much faster or slower than at calibration is not the host that was calibrated."""
 MOST_TWINS = 3
 PLANS_PER_TWIN = 3
@@ -188,11 +189,12 @@ def spread_out(times: Sequence[float], count: int) -> list[int]:
 def launch_tasks(
     scenario: Scenario, subjects: Sequence[Subject], steps: Sequence[int], *, seed: int, launch: int
 ) -> list[Task]:
-    """One launch: every plan in every round, in an order of the round's own, with a speed probe before each round."""
+    """One launch: every plan in every round, in an order of the round's own; between rounds the lanes are gauged."""
     order = random.Random(int(stream(seed, "rounds", launch).integers(2**32)))  # noqa: S311 - an order, not a secret
+    gauging = gauge_tasks(scenario.cluster)
     tasks: list[Task] = []
     for number in range(scenario.replay.rounds):
-        tasks.append({"op": "probe"})
+        tasks += gauging
         indices = list(range(len(subjects)))
         order.shuffle(indices)
         for index in indices:
@@ -208,15 +210,13 @@ def launch_tasks(
                     "offset": number * steps[index],
                 }
             )
-    tasks.append({"op": "probe"})
-    return tasks
+    return tasks + gauging
 
 
 def contention(scenario: Scenario, measurement: Measurement, index: int) -> dict[str, Any]:
     """How disturbed the measurement was: segments that took longer than their processor time, and the host's drift.
 
-    The drift compares a fixed piece of work, done between the rounds, with the same at calibration. It sees what
-    processor time cannot: a neighbour on the same physical core, or another clock rate.
+    The drift sees what processor time cannot: a neighbour on the same physical core, or another clock rate.
     """
     launches = measurement.launches
     blocks = [
@@ -227,11 +227,7 @@ def contention(scenario: Scenario, measurement: Measurement, index: int) -> dict
         if task["index"] == index and answer["steps"]
     ]
     contended = 100 * sum(block["contended"] for block in blocks) / len(blocks)
-    drift = {}
-    for rank, device in enumerate(scenario.cluster.devices):
-        seen = [answer["median_s"] for launch in launches for _, answer in launch.of("probe", rank)]
-        if device.probe_s is not None and seen:
-            drift[device.name] = 100 * (quantiles(seen).p50 / device.probe_s - 1)
+    drift = drift_percent(scenario.cluster, launches)
     reasons = list(measurement.changes)
     if contended > BUSY_PERCENT:
         reasons.append(f"{contended:.0f} % of the compute segments were disturbed")

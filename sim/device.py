@@ -222,8 +222,6 @@ class Device(Spec):
     source: dict[str, str] = Field(default_factory=dict)
     """Where each figure is from; "recalled": nobody opened the source."""
     lane: Lane | None = None
-    probe_s: Positive | None = None
-    """Seconds of a fixed small piece of work when the lane was calibrated: tells how far a host has drifted since."""
     profile: Profile | None = None
     layer_profile: LayerProfile | None = None
 

@@ -17,7 +17,6 @@ from ...results.errors import InputError, WorkerFailedError
 from ...results.pooled import CaseResult, Observation, SuiteResult, suite_result
 from ...results.record import Run
 from ...results.store import read_text, to_json, write_text
-from ...sim.device import Cluster
 from ...sim.spec import MAX_INPUT_BYTES, Scenario, scenario_from
 from ..calibrate import Report, Tick, calibrate, resolver
 from ..devices import NamedLane
@@ -103,12 +102,12 @@ def run_case(
     folder, runs, begin = place / case.name, place / "runs", time.monotonic()
     document = write_scenario(suite, case, folder)
     result = CaseResult(name=case.name, family=case.family, digest=suite.digest(case, seed), date=_today())
+    notes: list[str] = []
     try:
         with bar(f"{case.name}: calibrating") as tick:
             # A host drifts: tables of an hour ago would be judged for it.
-            found = calibrate(document, folder, runs, again=True, report=report, tick=tick)
-        notes: list[str] = []
-        time_operators(found.cluster, runs, report, notes)
+            before = operators_timer(runs, report, notes)
+            calibrate(document, folder, runs, again=True, before=before, report=report, tick=tick)
         resolve = resolver(runs, notes=notes)
         scenario = scenario_from(resolve(document, folder), folder)
         policies, skipped = runnable(scenario, case)
@@ -137,16 +136,19 @@ def run_case(
     return result
 
 
-def time_operators(cluster: Cluster, runs: Path, report: Report, notes: list[str]) -> None:
-    """Time the operators on the lanes once for all cases that have them: predictions of models that never ran.
+def operators_timer(runs: Path, report: Report, notes: list[str]) -> Callable[[Sequence[NamedLane]], None]:
+    """Times the operators on lanes once for all cases that have them: predictions of models that never ran.
 
     Where that fails, the suite goes on without such predictions, and the runs say so.
     """
-    lanes = [NamedLane(**each.lane.model_dump(), name=each.name) for each in cluster.devices if each.lane is not None]
-    try:
-        calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), report=report)
-    except WorkerFailedError as error:
-        notes.append(f"no calibrated prediction: {error}")
+
+    def before(lanes: Sequence[NamedLane]) -> None:
+        try:
+            calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), report=report)
+        except WorkerFailedError as error:
+            notes.append(f"no calibrated prediction: {error}")
+
+    return before
 
 
 def judged(study: Study, scenario: Scenario) -> dict[str, Any]:

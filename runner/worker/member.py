@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +50,6 @@ class Member:
         self.parts: dict[str, Any] = {}
         self.slow = 1.0
         """Its passes and updates take so many times as long as they would."""
-        self.busy_probe: Callable[[], float] | None = None
         self.signs = Signs()
         self.retries_left = math.ceil(RETRIED_SHARE * len(job["tasks"]))
         self.losses: list[float] = []

@@ -1,4 +1,4 @@
-"""Tasks that tell what a lane can do: its figures, and how fast the host is just now."""
+"""The task that tells what a lane can do."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from .member import Member
 
 if TYPE_CHECKING:
     import torch
-
-PROBE_WARMUP, PROBE_REPEATS = 15, 40
 
 
 def figures(member: Member, task: dict[str, Any]) -> dict[str, Any]:
@@ -78,27 +76,4 @@ def best_of(member: Member, work: Callable[[], Any], *, seconds: float) -> float
     return best
 
 
-def probe(member: Member, task: dict[str, Any]) -> dict[str, Any]:
-    """Median time of a fixed small piece of work, all members at once: how fast the host is just now."""
-    if member.busy_probe is None:
-        import torch
-
-        torch.manual_seed(0)
-        member.busy_probe = _probe_once(member, training_kernel(member.device))
-    member.meet()
-    for _ in range(PROBE_WARMUP):  # whatever ran before has left the caches to the probe's cost
-        member.busy_probe()
-    times = sorted(member.busy_probe() for _ in range(PROBE_REPEATS))
-    return {"median_s": times[len(times) // 2]}
-
-
-def _probe_once(member: Member, work: Callable[[], Any]) -> Callable[[], float]:
-    def once() -> float:
-        start = member.now()
-        work()
-        return member.now() - start
-
-    return once
-
-
-TASKS = {"figures": figures, "probe": probe}
+TASKS = {"figures": figures}

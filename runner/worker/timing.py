@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,15 @@ def profile(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         return {"steps": steps, "quiet": quiet, "layers": layers}
 
     return undisturbed(member, once)
+
+
+def gauge(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """The same as :func:`profile`, between other measurements: weights and optimizer are as before it."""
+    kept = copy.deepcopy((member.model.state_dict(), member.optimizer.state_dict()))
+    answer = profile(member, task)
+    member.model.load_state_dict(kept[0])
+    member.optimizer.load_state_dict(kept[1])
+    return answer
 
 
 def all_reduce(member: Member, task: dict[str, Any]) -> dict[str, Any]:
@@ -152,6 +162,7 @@ def agreed(member: Member, wish: bool, group: Any) -> bool:
 
 TASKS = {
     "profile": profile,
+    "gauge": gauge,
     "all_reduce": all_reduce,
     "reduce_scatter": reduce_scatter,
     "all_gather": all_gather,

@@ -24,7 +24,7 @@ from steelyard.runner.worker.signs import Signs, resident_bytes
 from steelyard.sim.spec import Scenario
 
 TASKS = [
-    {"op": "probe"},
+    {"op": "gauge"},
     {"op": "block", "index": 1, "round": 0},
     {"op": "block", "index": 0, "round": 1},
 ]

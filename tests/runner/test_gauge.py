@@ -1,0 +1,87 @@
+"""The gauge holds steps of a launch against the tables, and leaves the training as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from steelyard.runner.calibrate import job_of
+from steelyard.runner.gauge import drift_percent, gauge_tasks
+from steelyard.runner.isolation.room import Room
+from steelyard.runner.launch import LaunchResult
+from steelyard.runner.protocol import DRIFT_PERCENT, Measurement, contention
+from steelyard.runner.replay import lanes_of
+from steelyard.runner.worker.member import Member
+from steelyard.runner.worker.timing import gauge
+from steelyard.sim.device import Device
+from steelyard.sim.spec import Scenario
+
+OF_ONE_STEP = {"index": 0, "sizes": [[15], [15]], "ranks": [0, 1]}
+
+
+def work_s(device: Device, size: int) -> float:
+    assert device.profile is not None
+    return next(each.forward_s + each.backward_s for each in device.profile.points if each.micro_batch == size)
+
+
+def launch_of(scenario: Scenario, factors: list[float]) -> LaunchResult:
+    """A launch in which each lane takes so many times as long as its table says, and one block of a plan."""
+    tasks = [*gauge_tasks(scenario.cluster), {"op": "block", "round": 0, "steps": 1, **OF_ONE_STEP}]
+    answers = []
+    for device, factor in zip(scenario.cluster.devices, factors, strict=True):
+        seconds = factor * work_s(device, tasks[0]["micro_batch"])
+        step = [("forward", 0, 0.0, seconds / 3, seconds / 3), ("backward", 0, seconds / 3, seconds, seconds / 3)]
+        gauged = {"steps": [step] * 3, "quiet": [True] * 3}
+        answers.append([gauged, {"steps": [step] * 2, "contended": 0.0, "retries": 0}])
+    return LaunchResult(tasks, answers)
+
+
+def without_profile(scenario: Scenario) -> Scenario:
+    nodes = [
+        node.model_copy(update={"devices": [each.model_copy(update={"profile": None}) for each in node.devices]})
+        for node in scenario.cluster.nodes
+    ]
+    return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+
+
+@given(factors=st.lists(st.floats(0.5, 2.0), min_size=2, max_size=2), launches=st.integers(1, 5))
+def test_each_lane_is_as_slow_as_it_was_gauged(tiny_scenario: Scenario, factors: list[float], launches: int) -> None:
+    found = drift_percent(tiny_scenario.cluster, [launch_of(tiny_scenario, factors)] * launches)
+    names = [device.name for device in tiny_scenario.cluster.devices]
+    assert found == pytest.approx({name: 100 * (each - 1) for name, each in zip(names, factors, strict=True)}, abs=1e-6)
+
+
+def test_one_launch_in_five_is_no_drift(tiny_scenario: Scenario) -> None:
+    launches = [launch_of(tiny_scenario, [1.0, 1.0])] * 4 + [launch_of(tiny_scenario, [3.0, 3.0])]
+    assert drift_percent(tiny_scenario.cluster, launches) == pytest.approx({"full": 0.0, "sse": 0.0}, abs=1e-9)
+
+
+@pytest.mark.parametrize("percent", [DRIFT_PERCENT - 1, DRIFT_PERCENT + 1, -DRIFT_PERCENT - 1])
+def test_a_lane_that_is_not_as_it_was_calibrated_marks_the_runs(tiny_scenario: Scenario, percent: float) -> None:
+    measurement = Measurement([launch_of(tiny_scenario, [1.0, 1 + percent / 100])])
+    found = contention(tiny_scenario, measurement, 0)
+    assert found["busy"] == (abs(percent) > DRIFT_PERCENT)
+    assert list(found["drift_percent"].values()) == pytest.approx([0.0, percent], abs=1e-6)
+
+
+def test_lanes_without_a_size_in_common_are_not_gauged(tiny_scenario: Scenario) -> None:
+    bare = without_profile(tiny_scenario)
+    assert gauge_tasks(bare.cluster) == []
+    assert drift_percent(bare.cluster, [LaunchResult([], [[], []])]) == {}
+
+
+def test_training_goes_on_as_if_it_had_not_been_gauged(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    job, data = job_of(tiny_scenario.workload, tiny_scenario.training, tmp_path, seed=0)
+    lane = lanes_of(tiny_scenario)[0]
+    alone = {"lanes": [lane.model_dump(mode="json")], "rooms": [Room(lane).document], "tasks": [], "data": str(data)}
+
+    def losses(*, gauged: bool) -> list[float]:
+        member = Member({**job, **alone, "optimizer": "adamw"}, 0, tmp_path)
+        found = [member.step([4], 4 * number, None, []) for number in range(3)]
+        if gauged:
+            gauge(member, gauge_tasks(tiny_scenario.cluster)[0])
+        return found + [member.step([4], 4 * number, None, []) for number in range(3, 6)]
+
+    assert losses(gauged=True) == losses(gauged=False)
