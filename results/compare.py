@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import Field
@@ -25,6 +25,7 @@ from .metrics import (
     regret_percent,
 )
 from .record import SCHEMA_VERSION, Record, Run, digest
+from .steadied import Steadied, steadied, steadied_launches
 
 BASELINE_POLICY = "uniform"
 """What the speed-up is measured against."""
@@ -78,6 +79,8 @@ class PlanRow(Record):
     measured: Measured | None = None
     error_percent: float | None = None
     """100 (predicted p50 / measured median - 1): above 0 the prediction was too slow."""
+    steadied_error_percent: float | None = None
+    """The same with the drift of the lanes since calibration divided out of each launch; None: not gauged."""
     twin_of: str | None = None
     """Label of the plan of which this is the A/A repetition; such a row enters no metric but the noise floor."""
     busy: bool = False
@@ -108,8 +111,6 @@ class Comparison(Record):
     """Mean signed error of the plans predicted within 3 % of the best one: optimism shows here first."""
     balance_plans: int
     mape_percent: float
-    mape_drift_adjusted_percent: float | None
-    """The same after each prediction is multiplied by the drift of its devices since calibration: a diagnostic."""
     worst_error_percent: float
     """Largest absolute error, without its sign."""
     worst_signed_error_percent: float
@@ -130,6 +131,8 @@ class Comparison(Record):
     speedup_over_uniform: float | None
     optimum_share_percent: float | None = None
     """Of the throughput that the lanes' tables allow any data-parallel split, what the best measured plan reaches."""
+    steadied: Steadied | None = None
+    """The errors with the drift of the lanes since calibration taken out: a diagnostic, no figure of record."""
     busy: bool
     fidelities: list[FidelityScore] = Field(default_factory=list)
     """How each fidelity did that predicted every plan, weakest first."""
@@ -138,11 +141,11 @@ class Comparison(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A row with the step times behind its measured side, and the drift of its devices (1.0: none; None: unknown)."""
+    """A row with the step times behind its measured side, and the same without the lanes' drift (None: unknown)."""
 
     row: PlanRow
     launches: Launches
-    drift: float | None = None
+    steadied: Launches | None = None
 
     @property
     def predicted_s(self) -> float:
@@ -187,8 +190,9 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
         measured_best=best.row.label,
         noise_floor_percent=floor,
         speedup_over_uniform=_speedup(own, picked, notes),
-        optimum_share_percent=_optimum_share(runs, best),
+        optimum_share_percent=_optimum_share(runs, best.measured_s),
         busy=any(pair.row.busy for pair in pairs) or (floor is not None and floor > NOISY_PERCENT),
+        steadied=_steadied(runs, own),
         **_errors(own),
         **_ranking(own, floor, seed, notes),
         **_coverage(own, notes),
@@ -274,8 +278,10 @@ def _pair(prediction: Run, run: Run, seed: int) -> Pair:
         "busy": bool(contention.get("busy")),
         "in_sample": row.in_sample or run.manifest.run_id in (_cluster(prediction).get("fitted_from") or ()),
     }
-    used = [name for name, samples in row.plan.items() if samples]
-    return Pair(row=row.model_copy(update=update), launches=launches, drift=_drift(contention, used))
+    steady = steadied_launches(launches, contention)
+    if steady is not None:
+        update["steadied_error_percent"] = 100 * (row.predicted.p50_s / median(steady.values()) - 1)
+    return Pair(row=row.model_copy(update=update), launches=launches, steadied=steady)
 
 
 def _in_sample(pairs: Sequence[Pair]) -> list[str]:
@@ -310,6 +316,13 @@ def noise_floor_percent(pairs: Sequence[Pair], notes: list[str]) -> float | None
     return math.sqrt(sum(each**2 for each in found) / len(found)) if found else None
 
 
+def balanced_rows(rows: Iterable[PlanRow]) -> list[PlanRow]:
+    """The plans of one study that are predicted within 3 % of the best one."""
+    own = list(rows)
+    least_s = min(row.predicted.p50_s for row in own)
+    return [row for row in own if row.predicted.p50_s <= (1 + BALANCED_PERCENT / 100) * least_s]
+
+
 def weakest(fidelities: Iterable[str]) -> str:
     """The least of some fidelities: datasheet, calibrated, profiled."""
     found = set(fidelities)
@@ -319,21 +332,13 @@ def weakest(fidelities: Iterable[str]) -> str:
 def _errors(pairs: Sequence[Pair]) -> dict[str, Any]:
     errors = [100 * (pair.predicted_s / pair.measured_s - 1) for pair in pairs]
     worst = max(range(len(errors)), key=lambda i: abs(errors[i]))
-    adjusted = [
-        abs(100 * (pair.predicted_s * pair.drift / pair.measured_s - 1)) for pair in pairs if pair.drift is not None
-    ]
-    least_s = min(pair.predicted_s for pair in pairs)
-    balanced = [
-        error
-        for pair, error in zip(pairs, errors, strict=True)
-        if pair.predicted_s <= (1 + BALANCED_PERCENT / 100) * least_s
-    ]
+    by_label = {pair.row.label: error for pair, error in zip(pairs, errors, strict=True)}
+    balanced = [by_label[row.label] for row in balanced_rows(pair.row for pair in pairs)]
     return {
         "mean_error_percent": sum(errors) / len(errors),
         "balance_error_percent": sum(balanced) / len(balanced),
         "balance_plans": len(balanced),
         "mape_percent": sum(map(abs, errors)) / len(errors),
-        "mape_drift_adjusted_percent": sum(adjusted) / len(adjusted) if len(adjusted) == len(pairs) else None,
         "worst_error_percent": abs(errors[worst]),
         "worst_signed_error_percent": errors[worst],
         "worst_plan": pairs[worst].row.label,
@@ -366,6 +371,23 @@ def observations(pair: Pair) -> list[tuple[bool, float]]:
     return found
 
 
+def steadied_insides(pair: Pair) -> list[bool | None]:
+    """The same of a plan's launches with the lanes' drift divided out; None where that is not known."""
+    if pair.steadied is None:
+        return [None] * len(pair.launches)
+    return [inside for inside, _ in observations(replace(pair, launches=pair.steadied))]
+
+
+def _steadied(runs: Sequence[Run], pairs: Sequence[Pair]) -> Steadied | None:
+    errors = {pair.row.label: pair.row.steadied_error_percent for pair in pairs}
+    balanced = [row.steadied_error_percent for row in balanced_rows(pair.row for pair in pairs)]
+    found = steadied(errors, balanced, [each for pair in pairs for each in steadied_insides(pair)])
+    steady = [median(pair.steadied.values()) for pair in pairs if pair.steadied is not None]
+    if found is None:
+        return None
+    return found.model_copy(update={"optimum_share_percent": _optimum_share(runs, min(steady))})
+
+
 def _coverage(pairs: Sequence[Pair], notes: list[str]) -> dict[str, Any]:
     seen = [each for pair in pairs for each in observations(pair)]
     inside, count = sum(each for each, _ in seen), len(seen)
@@ -390,11 +412,11 @@ def _speedup(pairs: Sequence[Pair], picked: Pair, notes: list[str]) -> float | N
     return uniform.measured_s / picked.measured_s
 
 
-def _optimum_share(runs: Sequence[Run], best: Pair) -> float | None:
-    """The bound over the best measured median, in percent; above 100 the lanes were faster than when calibrated."""
+def _optimum_share(runs: Sequence[Run], best_s: float) -> float | None:
+    """The bound over the best median, in percent; above 100 the lanes were faster than when calibrated."""
     bounds = [run.summary.split_bound_step_time_s for run in runs if run.manifest.kind == "measured"]
     known = [each for each in bounds if each is not None]
-    return 100 * min(known) / best.measured_s if known else None
+    return 100 * min(known) / best_s if known else None
 
 
 def _predicted_ids(measured: Sequence[Run]) -> list[str]:
@@ -414,14 +436,6 @@ def _require_one_study(runs: Sequence[Run]) -> None:
 def _study(run: Run) -> str:
     """Digest of workload and devices. Profiles are left out: a plan's own sizes are held out of what predicts it."""
     return digest([run.manifest.scenario.get("workload"), sorted(run.summary.devices)])
-
-
-def _drift(contention: Mapping[str, Any], devices: Sequence[str]) -> float | None:
-    """Mean drift of some devices since calibration as a factor on time; None where one of them was not checked."""
-    drift = _mapping(contention.get("drift_percent"))
-    values = [drift.get(name) for name in devices]
-    numbers = [float(value) for value in values if isinstance(value, int | float)]
-    return 1 + sum(numbers) / len(numbers) / 100 if numbers and len(numbers) == len(values) else None
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

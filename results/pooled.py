@@ -12,10 +12,11 @@ from typing import Any
 
 from pydantic import Field
 
-from .compare import BALANCED_PERCENT, Comparison, PlanRow
+from .compare import Comparison, PlanRow, balanced_rows
 from .fidelities import FIDELITIES
 from .metrics import binomial_p_value, kendall_tau
 from .record import SCHEMA_VERSION, Record
+from .steadied import Steadied, steadied
 
 JUDGED_FROM = 200
 """Launch medians from which on the coverage of several cases is judged."""
@@ -33,6 +34,8 @@ class Observation(Record):
     """Whether the launch's median is in the interval predicted for the median of a fresh launch of as many steps."""
     width_percent: float
     """Of that interval, of the plan's predicted median."""
+    steadied_inside: bool | None = None
+    """Whether it would be, with the lanes' drift since calibration divided out; None: not gauged."""
 
 
 class CaseResult(Record):
@@ -73,7 +76,6 @@ class Pooled(Record):
     balance_error_percent: float
     balance_plans: int
     mape_percent: float
-    mape_drift_adjusted_percent: float | None
     mape_by_fidelity: dict[str, float]
     """Mean absolute error of each fidelity over the plans that it predicted."""
     worst_error_percent: float
@@ -96,6 +98,8 @@ class Pooled(Record):
     """Geometric mean over the cases."""
     optimum_share_percent: float | None
     """The least over cases of two lanes."""
+    steadied: Steadied | None = None
+    """The errors with the drift of the lanes since calibration taken out."""
     busy: bool
 
 
@@ -163,9 +167,8 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
     assert comparisons, "nothing was measured"
     errors = [(f"{case.name}: {row.label}", _error(row)) for case in cases for row in case.rows]
     worst_plan, worst = max(errors, key=lambda each: abs(each[1]))
-    balanced = [_error(row) for case in cases for row in balanced_rows(case.rows)]
-    adjusted = [each.mape_drift_adjusted_percent for each in comparisons]
-    plans = [len(case.rows) for case in cases]
+    balanced = [row for case in cases for row in balanced_rows(case.rows)]
+    observations = [each for case in cases for each in case.observations]
     floors = [each.noise_floor_percent for each in comparisons if each.noise_floor_percent is not None]
     regrets = [each.regret_percent for each in comparisons if each.regret_percent is not None]
     speedups = [each.speedup_over_uniform for each in comparisons if each.speedup_over_uniform is not None]
@@ -176,12 +179,9 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
         plans=len(errors),
         launches=min(each.launches for each in comparisons),
         mean_error_percent=_mean([error for _, error in errors]),
-        balance_error_percent=_mean(balanced),
+        balance_error_percent=_mean([_error(row) for row in balanced]),
         balance_plans=len(balanced),
         mape_percent=_mean([abs(error) for _, error in errors]),
-        mape_drift_adjusted_percent=None
-        if None in adjusted
-        else sum(count * (each or 0.0) for count, each in zip(plans, adjusted, strict=True)) / sum(plans),
         mape_by_fidelity=_by_fidelity([row for case in cases for row in case.rows]),
         worst_error_percent=abs(worst),
         worst_signed_error_percent=worst,
@@ -191,16 +191,15 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
         noise_floor_percent=math.sqrt(_mean([floor**2 for floor in floors])) if floors else None,
         speedup_over_uniform=math.exp(_mean([math.log(each) for each in speedups])) if speedups else None,
         optimum_share_percent=min(known, default=None),
+        steadied=steadied(
+            {f"{case.name}: {row.label}": row.steadied_error_percent for case in cases for row in case.rows},
+            [row.steadied_error_percent for row in balanced],
+            [each.steadied_inside for each in observations],
+        ),
         busy=any(each.busy for each in comparisons),
         **_ranking(cases),
-        **_coverage([each for case in cases for each in case.observations]),
+        **_coverage(observations),
     )
-
-
-def balanced_rows(rows: Sequence[PlanRow]) -> list[PlanRow]:
-    """The plans of one case that are predicted within 3 % of the best one."""
-    least = min(row.predicted.p50_s for row in rows)
-    return [row for row in rows if row.predicted.p50_s <= (1 + BALANCED_PERCENT / 100) * least]
 
 
 def criteria(pooled: Pooled) -> list[Criterion]:

@@ -111,8 +111,6 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
         if each.coverage_p_value is not None
         else "not judged under 50"
     )
-    adjusted = each.mape_drift_adjusted_percent
-    drift = "" if adjusted is None else f"; {adjusted:.1f} % after each device's drift since calibration"
     return [
         (
             "mean error",
@@ -123,7 +121,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
         (
             "mean absolute error",
             percent(each.mape_percent, sign=False),
-            f"of the median step time, {each.fidelity} predictions{drift}",
+            f"of the median step time, {each.fidelity} predictions",
         ),
         ("worst error", percent(each.worst_signed_error_percent), each.worst_plan),
         ("rank agreement", NONE if each.kendall_tau is None else f"{each.kendall_tau:.2f}", f"Kendall's tau {tau}"),
@@ -147,7 +145,19 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
             f"of the simulator's pick, {each.picked}, as measured",
         ),
         *_optimum(each),
+        *_steadied(each),
     ]
+
+
+def _steadied(comparison: Comparison) -> list[tuple[str, str, str]]:
+    each = comparison.steadied
+    if each is None:
+        return []
+    meaning = (
+        f"absolute, had the lanes kept the speed of their calibration; worst {each.worst_error_percent:.1f} %, at the "
+        f"balance point {percent(each.balance_error_percent)}, coverage {each.coverage_percent:.0f} %"
+    )
+    return [("mean error without drift", percent(each.mape_percent, sign=False), meaning)]
 
 
 def _optimum(comparison: Comparison) -> list[tuple[str, str, str]]:

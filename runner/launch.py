@@ -106,6 +106,12 @@ def probe_lanes(lanes: Sequence[NamedLane]) -> list[Task]:
     return [run_group([lane], [{"op": "figures"}], {}, timeout_s=60.0).answers[0][0] for lane in lanes]
 
 
+ALLOCATING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": str(64 * 2**20)}
+"""glibc keeps what was freed. By default it gives large blocks back, by thresholds that grow with what was freed.
+Whether a step must fault its pages in again then depends on the sizes that ran earlier in the process (5 to 10 % of its
+time, measured on one host), and a table made at many sizes is too fast for a plan that has one."""
+
+
 def worker_environment(lane: NamedLane, interface: str = "") -> dict[str, str]:
     """The environment of a lane's worker: the cap, one thread pool, no hub, no telemetry.
 
@@ -118,6 +124,7 @@ def worker_environment(lane: NamedLane, interface: str = "") -> dict[str, str]:
         **cap_environment(lane.cap, cpu_vendor()),
         "OMP_NUM_THREADS": str(lane.threads),
         "OMP_WAIT_POLICY": "PASSIVE",
+        **ALLOCATING,
         "GLOO_SOCKET_IFNAME": interface,
         "NCCL_SOCKET_IFNAME": interface,
         "HF_HUB_OFFLINE": "1",

@@ -21,7 +21,7 @@ from ..sim.spec import Scenario
 from .calibrate import START_S, Report
 from .condition import changes, condition, stolen_percent
 from .effort import MOST_TIMES, Effort, Rules, Seen, launch_s, next_effort
-from .gauge import drift_percent, gauge_tasks
+from .gauge import PLANS_PER_GAUGE, drift_percent, gauge_tasks
 from .launch import LaunchResult, Task
 from .stationary import MOST_WARMUP, drifting
 
@@ -189,15 +189,15 @@ def spread_out(times: Sequence[float], count: int) -> list[int]:
 def launch_tasks(
     scenario: Scenario, subjects: Sequence[Subject], steps: Sequence[int], *, seed: int, launch: int
 ) -> list[Task]:
-    """One launch: every plan in every round, in an order of the round's own; between rounds the lanes are gauged."""
+    """One launch: every plan in every round, in an order of the round's own; in between the lanes are gauged."""
     order = random.Random(int(stream(seed, "rounds", launch).integers(2**32)))  # noqa: S311 - an order, not a secret
     gauging = gauge_tasks(scenario.cluster)
     tasks: list[Task] = []
     for number in range(scenario.replay.rounds):
-        tasks += gauging
         indices = list(range(len(subjects)))
         order.shuffle(indices)
-        for index in indices:
+        for place, index in enumerate(indices):
+            tasks += gauging if place % PLANS_PER_GAUGE == 0 else []
             tasks.append(
                 {
                     "op": "block",

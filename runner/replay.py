@@ -33,6 +33,7 @@ from .calibrate import Report, Tick, job_of
 from .devices import NamedLane, available_cpus, fingerprint
 from .execution import division
 from .fidelity import others, predict_at
+from .gauge import drift_factors
 from .history import remember
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
@@ -420,7 +421,10 @@ def measured_run(
         notes=list(notes),
         provenance={
             **provenance(scenario),
-            "contention": contention(scenario, measurement, index),
+            "contention": {
+                **contention(scenario, measurement, index),
+                "drift_factors": drift_factors(scenario, entry.plan, launches),
+            },
             "protocol": measurement.record(index),
             "gradient_error": entry.gradient_error,
             "exact_gradient_error": entry.exact_gradient_error,

@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from ...results.compare import compare, observations, paired
+from ...results.compare import compare, observations, paired, steadied_insides
 from ...results.errors import InputError, WorkerFailedError
 from ...results.pooled import CaseResult, Observation, SuiteResult, suite_result
 from ...results.record import Run
@@ -168,10 +168,10 @@ def judged(study: Study, scenario: Scenario) -> dict[str, Any]:
 def observed(runs: Sequence[Run]) -> list[Observation]:
     """Every launch of every plan but the twins', against its predicted interval."""
     return [
-        Observation(inside=inside, width_percent=width)
+        Observation(inside=inside, width_percent=width, steadied_inside=steady)
         for pair in paired(runs)
         if pair.row.twin_of is None
-        for inside, width in observations(pair)
+        for (inside, width), steady in zip(observations(pair), steadied_insides(pair), strict=True)
     ]
 
 

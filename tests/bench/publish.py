@@ -135,9 +135,10 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
         f"{demo['search_trials']} trials at {demo['search_trials_per_s']:.0f} per second. "
         + ("**The host was busy or noisy.**" if demo["busy"] else "The host was quiet."),
     ]
-    if demo["mape_drift_adjusted_percent"] is not None:
+    if steady := demo.get("steadied"):
         lines[-1] += (
-            f" After the lanes' drift since calibration the error is {demo['mape_drift_adjusted_percent']:.1f} %."
+            f" With the lanes' drift since calibration taken out: mean absolute error {steady['mape_percent']:.1f} %, "
+            f"worst {steady['worst_error_percent']:.1f} %, coverage {steady['coverage_percent']:.0f} %."
         )
     if scores := demo.get("fidelities"):
         told = "; ".join(

@@ -139,15 +139,43 @@ def test_speed_up_is_of_the_pick(study: list[Run]) -> None:
     assert compare(rest).speedup_over_uniform is None
 
 
-def test_drift_multiplies_the_prediction(quiet_study: list[Run]) -> None:
-    # Predictions are exact here, so the adjusted error is the mean drift itself: left +1 %, right -0.5 %, both +0.25 %.
-    found = compare(quiet_study)
-    alone = sum(1 for row in found.plans if row.twin_of is None and 0 in row.plan.values())
-    both = sum(1 for row in found.plans if row.twin_of is None) - alone
-    assert alone == 1
-    assert found.mape_drift_adjusted_percent == pytest.approx((1.0 * alone + 0.25 * both) / (alone + both))
-    silent = [changed(run, provenance={}) for run in quiet_study]
-    assert compare(silent).mape_drift_adjusted_percent is None
+def with_factors(run: Run, factors: Any) -> Run:
+    return changed(run, provenance={"contention": {"drift_factors": factors}})
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.4])
+def test_drift_is_divided_out_of_what_was_measured(quiet_study: list[Run], factor: float) -> None:
+    found = compare([with_factors(run, [factor] * len(step_times(run.events))) for run in quiet_study])
+    assert found.mape_percent == pytest.approx(0, abs=1e-9)  # predictions are exact here, and stay what they are
+    assert found.steadied is not None
+    assert found.steadied.plans == sum(row.twin_of is None for row in found.plans)
+    assert found.steadied.mean_error_percent == pytest.approx(100 * (factor - 1))
+    assert found.steadied.mape_percent == pytest.approx(abs(100 * (factor - 1)))
+    assert found.steadied.balance_error_percent == pytest.approx(found.steadied.mean_error_percent)
+    assert found.steadied.coverage_percent == (100 if abs(factor - 1) < 1e-9 else 0)
+
+
+def test_each_launch_has_its_own_drift(study: list[Run]) -> None:
+    """With the noise of every launch called drift, nothing of it is left."""
+
+    def explained(run: Run, prediction: Run) -> Run:
+        medians = [statistics.median(times) for _, times in sorted(step_times(run.events).items())]
+        return with_factors(run, [each / prediction.summary.step_time_s.p50 for each in medians])
+
+    by_id = {run.manifest.run_id: run for run in study}
+    runs = [
+        explained(run, by_id[run.manifest.predicted_run_id]) if run.manifest.predicted_run_id else run for run in study
+    ]
+    found = compare(runs)
+    assert found.steadied is not None
+    assert found.steadied.coverage_percent == 100
+    assert found.coverage_percent < 100
+    assert found.steadied.mape_percent < found.mape_percent
+
+
+@pytest.mark.parametrize("factors", [None, [], "x", [1.0], [0.0] * 100, ["a"] * 100])
+def test_what_was_not_gauged_in_every_launch_is_not_steadied(study: list[Run], factors: Any) -> None:
+    assert compare([with_factors(run, factors) for run in study]).steadied is None
 
 
 def test_busy_is_told(study: list[Run], make_study: Callable[..., list[Run]]) -> None:
