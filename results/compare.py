@@ -25,6 +25,7 @@ from .metrics import (
     regret_percent,
 )
 from .record import SCHEMA_VERSION, Record, Run, digest
+from .recovery import adapted
 from .steadied import Steadied, steadied, steadied_launches
 
 BASELINE_POLICY = "uniform"
@@ -81,6 +82,9 @@ class PlanRow(Record):
     """100 (predicted p50 / measured median - 1): above 0 the prediction was too slow."""
     steadied_error_percent: float | None = None
     """The same with the drift of the lanes since calibration divided out of each launch; None: not gauged."""
+    regained_percent: float | None = None
+    """Of a policy that changed its plan after a slowdown: the share of the then best throughput that it came to."""
+    regained_predicted_percent: float | None = None
     twin_of: str | None = None
     """Label of the plan of which this is the A/A repetition; such a row enters no metric but the noise floor."""
     busy: bool = False
@@ -276,12 +280,21 @@ def _pair(prediction: Run, run: Run, seed: int) -> Pair:
         "error_percent": 100 * (row.predicted.p50_s / middle - 1),
         "twin_of": run.manifest.twin_of,
         "busy": bool(contention.get("busy")),
+        **_regained(prediction, run),
         "in_sample": row.in_sample or run.manifest.run_id in (_cluster(prediction).get("fitted_from") or ()),
     }
     steady = steadied_launches(launches, contention)
     if steady is not None:
         update["steadied_error_percent"] = 100 * (row.predicted.p50_s / median(steady.values()) - 1)
     return Pair(row=row.model_copy(update=update), launches=launches, steadied=steady)
+
+
+def _regained(prediction: Run, run: Run) -> dict[str, float]:
+    """What a run regained, and was to regain, where its policy changed the plan under way."""
+    foreseen, found = prediction.summary.recovery, run.summary.recovery
+    if foreseen is None or found is None or not adapted(run):
+        return {}
+    return {"regained_percent": found.share_percent, "regained_predicted_percent": foreseen.share_percent}
 
 
 def _in_sample(pairs: Sequence[Pair]) -> list[str]:

@@ -16,12 +16,14 @@ from .compare import Comparison, PlanRow, balanced_rows
 from .fidelities import FIDELITIES
 from .metrics import binomial_p_value, kendall_tau
 from .record import SCHEMA_VERSION, Record
+from .recovery import WITHIN_STEPS
 from .steadied import Steadied, steadied
 
 JUDGED_FROM = 200
 """Launch medians from which on the coverage of several cases is judged."""
 MOST_MAPE, MOST_WORST, LEAST_TAU, LEAST_REGRET_LIMIT = 3.0, 8.0, 0.9, 1.0
 MOST_CALIBRATED_MAPE = 8.0
+LEAST_REGAINED, MOST_REGAINED_ERROR = 85.0, 5.0
 MOST_WIDTH, MOST_BALANCE, LEAST_OPTIMUM, LEAST_P = 10.0, 2.0, 95.0, 0.05
 SHARED_TIMES, SHARED_PERCENT = 1.5, 3.0
 """Lanes that share a core: their error may be so many times their own noise floor, plus so much."""
@@ -98,6 +100,10 @@ class Pooled(Record):
     """Geometric mean over the cases."""
     optimum_share_percent: float | None
     """The least over cases of two lanes."""
+    least_regained_percent: float | None = None
+    """Over policies that changed their plan after a slowdown: the least share of the then best throughput."""
+    worst_regained_error_percent: float | None = None
+    """How far the predicted shares are from the measured ones, at most."""
     steadied: Steadied | None = None
     """The errors with the drift of the lanes since calibration taken out."""
     busy: bool
@@ -191,6 +197,7 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
         noise_floor_percent=math.sqrt(_mean([floor**2 for floor in floors])) if floors else None,
         speedup_over_uniform=math.exp(_mean([math.log(each) for each in speedups])) if speedups else None,
         optimum_share_percent=min(known, default=None),
+        **_regained([row for case in cases for row in case.rows]),
         steadied=steadied(
             {f"{case.name}: {row.label}": row.steadied_error_percent for case in cases for row in case.rows},
             [row.steadied_error_percent for row in balanced],
@@ -225,6 +232,12 @@ def criteria(pooled: Pooled) -> list[Criterion]:
             MOST_CALIBRATED_MAPE,
         ),
         _at_least("share of the optimum, two lanes, %", pooled.optimum_share_percent, LEAST_OPTIMUM),
+        _at_least(
+            f"regained {WITHIN_STEPS} steps after a slowdown, of the then best throughput, %",
+            pooled.least_regained_percent,
+            LEAST_REGAINED,
+        ),
+        _at_most("error of that prediction, %", pooled.worst_regained_error_percent, MOST_REGAINED_ERROR),
     ]
     return found
 
@@ -248,6 +261,16 @@ def _ranking(cases: Sequence[CaseResult]) -> dict[str, Any]:
         tau, pairs = kendall_tau([row.predicted.p50_s for row in rows], measured, 2 * floor)
         score, judged, total = score + (tau or 0.0) * pairs, judged + pairs, total + len(rows) * (len(rows) - 1) // 2
     return {"kendall_tau": score / judged if judged else None, "kendall_pairs": judged, "kendall_pairs_total": total}
+
+
+def _regained(rows: Sequence[PlanRow]) -> dict[str, float | None]:
+    pairs = [(row.regained_predicted_percent, row.regained_percent) for row in rows]
+    known = [(foreseen, found) for foreseen, found in pairs if foreseen is not None and found is not None]
+    errors = [abs(100 * (foreseen / found - 1)) for foreseen, found in known]
+    return {
+        "least_regained_percent": min((found for _, found in known), default=None),
+        "worst_regained_error_percent": max(errors, default=None),
+    }
 
 
 def _coverage(seen: Sequence[Observation]) -> dict[str, Any]:

@@ -101,6 +101,19 @@ class DeviceLedger(Record):
         return (self.compute_s + self.optimizer_s) / total if total > 0 else 0.0
 
 
+class Recovery(Record):
+    """What a run whose lane was slowed down regains of the best throughput that it could then have."""
+
+    last_change: int
+    """The step in which the devices' speeds changed for the last time."""
+    optimum_s: float
+    """Seconds of a step of the best data-parallel split at the speeds from then on, by the tables, without noise."""
+    step_s: float
+    """Median seconds of the steps after those that a policy has to recover."""
+    share_percent: float
+    """The optimum's seconds over these: of its throughput, what the run has."""
+
+
 LEDGER_LINES: tuple[str, ...] = (*dict.fromkeys(LEDGER_OF_KIND.values()), "idle_s")
 
 
@@ -133,6 +146,8 @@ class Summary(Record):
     """(p50 step time - bound) / bound; a data-parallel plan has the bound of such plans, another that of all."""
     split_bound_step_time_s: float | None = None
     """Measured runs: the least step of any data-parallel split with its all-reduce, by the lanes' tables, no noise."""
+    recovery: Recovery | None = None
+    """Replays in which a lane is slowed down: what is regained."""
     work_bound_step_time_s: float | None = None
     """Simulated runs: the bound of all plans, by which data-parallel and other plans compare."""
     critical_path: str
