@@ -44,8 +44,9 @@ def validate(
     if not folder.is_dir():
         raise InputError(str(folder), "is no folder", "give the folder of the measurements")
     told = (lambda text: console.print(f"[dim]{text}[/dim]")) if console else (lambda _: None)
-    scores = steps.validate(folder, seed=seed, told=told)
-    parameters = document(steps.fitted(folder)) if scores else {}
+    cases, world = steps.read_cases(folder)
+    scores = steps.validate(cases, world, seed=seed, told=told)
+    parameters = document(steps.fitted(cases)) if scores else {}
     scores += collectives.validate(folder)
     if not scores:
         raise InputError(str(folder), "holds no measurements", "it needs CSV files with step times or all-reduces")

@@ -243,7 +243,9 @@ class Device(Spec):
     def peak(self, dtype: str) -> float:
         """Peak FLOP/s in a dtype; a dtype that the device does not list runs at its fp32 (else its smallest) rate."""
         rates = self.peak_tflops
-        return 1e12 * rates.get(dtype, rates.get("fp32", min(rates.values())))
+        if dtype in rates:
+            return 1e12 * rates[dtype]
+        return 1e12 * rates.get("fp32", min(rates.values()))
 
     @model_validator(mode="after")
     def _some_peak(self) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...sim import engine, spec
 from ...sim.decoder import LOGIT_ACCESSES
@@ -14,6 +14,16 @@ from ...sim.plan import Pipeline, Plan, Replica, Stage
 from ...sim.spec import Scenario
 from ...sim.workload import Model, Workload
 from .rows import INNER_LINKS, ModelNumbers, StepRow, device_of, per_node_of
+
+
+class Figures(NamedTuple):
+    """What is calibrated of a device and its host: fields of :class:`Calibration`."""
+
+    compute_best: float
+    """With what the cluster sustains of it."""
+    compute_half_us: float
+    memory_best: float
+    dispatch_us: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +50,31 @@ class Calibration:
 
     def device(self, name: str, cluster: str) -> Device:
         """A catalog device with the calibrated efficiencies."""
+        return calibrated(name, self.figures(cluster))
+
+    def figures(self, cluster: str) -> Figures:
+        """What devices of a cluster get of it."""
         best = min(1.0, self.compute_best * self.sustained.get(cluster, 1.0))
-        fitted = "training steps of other plans and models"
-        return device_of(name).model_copy(
-            update={
-                "compute_efficiency": Saturation(best=best, half_us=self.compute_half_us, fitted_to=fitted),
-                "memory_efficiency": Saturation(best=self.memory_best, fitted_to=fitted),
-                "dispatch_us": self.dispatch_us,
-            }
-        )
+        return Figures(best, self.compute_half_us, self.memory_best, self.dispatch_us)
 
     def link(self, name: str, cluster: str) -> Link:
         """A catalog link between machines, with the calibrated efficiency."""
         return _link(name).model_copy(update={"efficiency": self.network.get(cluster, 1.0)})
+
+
+@lru_cache(maxsize=1024)
+def calibrated(name: str, figures: Figures) -> Device:
+    """A catalog device with calibrated efficiencies."""
+    fitted = "training steps of other plans and models"
+    return device_of(name).model_copy(
+        update={
+            "compute_efficiency": Saturation(
+                best=figures.compute_best, half_us=figures.compute_half_us, fitted_to=fitted
+            ),
+            "memory_efficiency": Saturation(best=figures.memory_best, fitted_to=fitted),
+            "dispatch_us": figures.dispatch_us,
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from ...sim import cost, roofline
 from ...sim.compiler import compile_plan
-from ...sim.device import CollectiveKind, Device
+from ...sim.decoder import LOGIT_ACCESSES
+from ...sim.device import CollectiveKind
 from ...sim.network import Transfer, network_of
-from ...sim.roofline import Split
+from ...sim.roofline import Identity, Split
 from ...sim.spec import Scenario
-from ...sim.workload import Layer, at
-from .cases import Calibration, World, places_of, plan_of, scenario_of
+from ...sim.workload import Dtype, Layer, Workload, at
+from .cases import Calibration, Figures, World, calibrated, places_of, plan_of, scenario_of
 from .rows import ModelNumbers, StepRow, device_of, per_node_of
 
 Vector = NDArray[np.float64]
@@ -62,10 +63,37 @@ class Wire:
         return Wire(self.fixed_s + times * other.fixed_s, self.flow_s + times * other.flow_s)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCase:
+    """What the seconds of layers depend on beside what is fitted.
+
+    The fit asks for millions of them: made by :func:`_layer_case`, equal ones are one object, and told by identity.
+    """
+
+    device: str
+    model: ModelNumbers
+    workload: Workload
+    """For sequence length and dtype; the layers are those of :func:`_layers`."""
+    degree: int
+    micro_batch: int
+    repeated: bool
+    """Whether the backward pass repeats the forward pass."""
+
+
+@lru_cache(maxsize=4096)
+def _layer_case(
+    device: str, model: ModelNumbers, *, dtype: Dtype, degree: int, micro_batch: int, repeated: bool
+) -> LayerCase:
+    length, one = model.sequence_length, model.model(layers=1)
+    workload = Workload(model=one, global_batch=micro_batch, sequence_length=length, dtype=dtype)
+    return LayerCase(device, model, workload, degree, micro_batch, repeated)
+
+
 @dataclass(frozen=True, slots=True)
 class StageCase:
     """One stage of a row."""
 
+    layers: LayerCase
     device: str
     degree: int
     first: int
@@ -136,7 +164,16 @@ def _stage_case(row: StepRow, scenario: Scenario, stage: int) -> StageCase:
         for size, count in part:
             wire = wire.plus(_wire(scenario, "all_reduce", group, size), count)
         wires.append(wire if len(group) > 1 and not _in_profile(row, scenario, group[0]) else Wire())
-    return StageCase(row.types[stage][0], len(group), first, last, wires[0], wires[1])
+    device = row.types[stage][0]
+    layers = _layer_case(
+        device,
+        row.model,
+        dtype=scenario.workload.dtype,
+        degree=len(group),
+        micro_batch=row.micro_batch,
+        repeated=row.recompute == "full",
+    )
+    return StageCase(layers, device, len(group), first, last, wires[0], wires[1])
 
 
 def _in_profile(row: StepRow, scenario: Scenario, name: str) -> bool:
@@ -208,30 +245,22 @@ def _stage_s(case: Case, stage: StageCase, calibration: Calibration, known: dict
 def _layer_s(
     case: Case, stage: StageCase, index: int, calibration: Calibration, known: dict[Any, Any]
 ) -> tuple[float, float]:
-    row = case.row
-    key = (stage.device, row.cluster, row.model, row.dtype, stage.degree, row.micro_batch, row.recompute, index)
+    key = (stage.layers, case.row.cluster, index)
     if key not in known:
-        device = _device(stage, row, calibration, known)
-        known[key] = _roofline_s(case, device, stage.degree, index, calibration)
+        logit_accesses = calibration.logit_accesses if index == -1 else LOGIT_ACCESSES  # only the head has logits
+        known[key] = _roofline_s(stage.layers, index, calibration.figures(case.row.cluster), logit_accesses)
     found: tuple[float, float] = known[key]
     return found
 
 
-def _device(stage: StageCase, row: StepRow, calibration: Calibration, known: dict[Any, Any]) -> Device:
-    key = (stage.device, row.cluster)
-    if key not in known:
-        known[key] = calibration.device(*key)
-    found: Device = known[key]
-    return found
-
-
-def _roofline_s(case: Case, device: Device, degree: int, index: int, calibration: Calibration) -> tuple[float, float]:
-    row, workload, split = case.row, case.scenario.workload, Split(degree)
-    layer = _layers(row.model, calibration.logit_accesses)[index]
-    forward_s = roofline.layer_s(layer.forward, device, workload, row.micro_batch, split)
-    backward_s = roofline.layer_s(layer.backward, device, workload, row.micro_batch, split)
-    repeated = forward_s if row.recompute == "full" and index != -1 else 0.0
-    return forward_s, backward_s + repeated
+@lru_cache(maxsize=2**17)
+def _roofline_s(layers: LayerCase, index: int, figures: Figures, logit_accesses: float) -> tuple[float, float]:
+    """Remembered beyond one calibration: a fit changes one parameter at a time, and most do not change most layers."""
+    device, workload, split = calibrated(layers.device, figures), layers.workload, Split(layers.degree)
+    layer = _layers(layers.model, logit_accesses)[index]
+    forward_s = roofline.layer_s(layer.forward, device, workload, layers.micro_batch, split)
+    backward_s = roofline.layer_s(layer.backward, device, workload, layers.micro_batch, split)
+    return forward_s, backward_s + (forward_s if layers.repeated and index != -1 else 0.0)
 
 
 @lru_cache(maxsize=4096)
@@ -246,7 +275,7 @@ def _update_s(case: Case, stage: StageCase, calibration: Calibration, known: dic
         device = next(each for each in case.scenario.cluster.devices if each.name.startswith(stage.device))
         return cost.update_s(device, workload, stage.first, stage.last, tensor_degree=stage.degree)
     parameters = workload.shard_parameters(stage.first, stage.last, stage.degree)
-    return roofline.optimizer_s(_device(stage, case.row, calibration, known), workload, parameters)
+    return roofline.optimizer_s(calibration.device(stage.device, case.row.cluster), workload, parameters)
 
 
 def fit(cases: Sequence[Case], start: Calibration | None = None) -> Calibration:
@@ -345,14 +374,21 @@ def least_squares_baseline(cases: Sequence[Case]) -> Baseline:
     return lambda case: float(np.dot(weights, _amounts(case)))
 
 
+def _amounts(case: Case) -> tuple[float, ...]:
+    return _amounts_of(Identity(case))
+
+
 def _ideal_s(case: Case) -> float:
     workload = case.scenario.workload
     peak = sum(device.peak(workload.dtype) for device in case.scenario.cluster.devices)
     return workload.flops_per_sample * workload.global_batch / peak
 
 
-def _amounts(case: Case) -> list[float]:
+@lru_cache(maxsize=4096)
+def _amounts_of(key: Identity) -> tuple[float, ...]:
     """Per step: product, memory, host and loss work at the peak, links, messages, synchronisation, update, constant."""
+    case = key.value
+    assert isinstance(case, Case)
     row, slots = case.row, case.row.micro_batches + case.row.stages - 1
     if case.profiled:
         times = max(sum(_stage_s(case, stage, Calibration(), {})) for stage in case.stages)
@@ -363,7 +399,7 @@ def _amounts(case: Case) -> list[float]:
     message = max((wire.at(1.0) for wire in case.messages), default=0.0)
     update = max(_update_s(case, stage, Calibration(), {}) for stage in case.stages)
     inner = [slots * links.fixed_s, slots * links.flow_s, 2 * slots * message]
-    return [*work, *inner, case.sync.fixed_s, case.sync.flow_s, update, 1e-3 if row.stages else 0.0]
+    return (*work, *inner, case.sync.fixed_s, case.sync.flow_s, update, 1e-3 if row.stages else 0.0)
 
 
 def _stage_amounts(case: Case, stage: StageCase) -> list[float]:

@@ -61,21 +61,27 @@ def _profiled_model(profiles: dict[str, LayerProfile]) -> ModelNumbers | None:
 
 
 def read_cases(folder: Path) -> tuple[list[Case], World]:
-    """All measured steps in a folder, file by file."""
+    """All measured steps in a folder, and what was measured beside them.
+
+    Args:
+        folder: with CSV files as :mod:`.rows` describes them, and what :func:`world_of` reads.
+    """
     world, model = world_of(folder)
     files = [path for path in sorted(folder.glob("*.csv")) if has_steps(path)]
     return [case_of(row, world) for path in files for row in read_rows(path, model)], world
 
 
-def validate(folder: Path, *, seed: int = 0, told: Callable[[str], None] = lambda _: None) -> list[Score]:
-    """Score the engine on every file of training steps in a folder.
+def validate(
+    cases: Sequence[Case], world: World, *, seed: int = 0, told: Callable[[str], None] = lambda _: None
+) -> list[Score]:
+    """Score the engine on measured training steps.
 
     Args:
-        folder: with CSV files as :mod:`.rows` describes them, and what :func:`world_of` reads.
+        cases: the steps, as :func:`read_cases` gives them.
+        world: what was measured beside them.
         seed: of the folds.
         told: is told what is being done.
     """
-    cases, world = read_cases(folder)
     scores: list[Score] = []
     for together in _sets(cases):
         for split, folds in _splits(together, seed):
@@ -84,9 +90,8 @@ def validate(folder: Path, *, seed: int = 0, told: Callable[[str], None] = lambd
     return scores
 
 
-def fitted(folder: Path) -> Calibration:
-    """The calibration that all rows of a folder give: what to simulate other plans on the same clusters with."""
-    cases, _ = read_cases(folder)
+def fitted(cases: Sequence[Case]) -> Calibration:
+    """The calibration that all rows give: what to simulate other plans on the same clusters with."""
     calibration = Calibration()
     for together in _sets(cases):
         calibration = fit(together, calibration)
