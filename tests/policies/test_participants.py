@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -122,7 +123,11 @@ class World:
         self.workload = scenario.workload
         self.devices = [scenario.cluster.by_name[device.name] for device in self.view.devices]
         self.buckets = list(self._buckets())
-        self._tables = [
+
+    @cached_property
+    def _tables(self) -> list[list[tuple[float, list[float]]]]:
+        """Per device, its :meth:`_ready` for every number of samples that it can have."""
+        return [
             [self._ready(place, samples) for samples in range(1, self._most(place) + 1)]
             for place in range(len(self.devices))
         ]
@@ -204,13 +209,16 @@ def small_worlds(seed: int, count: int) -> Iterator[World]:
     """Generated scenarios that train something, with at most :data:`MOST_SPLITS` splits, batches cut down to nine."""
     choices = Seeded(stream(seed, "participants"))
     while count:
-        scenario = quiet(make_scenario(choices))
+        made = make_scenario(choices)
+        if len(made.cluster.devices) < 2 or not made.workload.trainable_parameters:
+            continue
+        scenario = quiet(made)
         batch = min(scenario.workload.global_batch, 9)
         limit = scenario.workload.max_micro_batch
         smaller = {"global_batch": batch, "max_micro_batch": limit and min(limit, batch)}
         workload = scenario.workload.model_copy(update=smaller)
         world = World(scenario.model_copy(update={"workload": workload}))
-        if world.buckets and len(world.devices) > 1 and 0 < world.splits <= MOST_SPLITS:
+        if 0 < world.splits <= MOST_SPLITS:
             count -= 1
             yield world
 
@@ -232,10 +240,12 @@ def test_no_set_and_no_split_of_it_is_better_on_200_instances() -> None:
 
 
 @pytest.mark.slow
-def test_no_set_and_no_split_of_it_is_better_on_ten_thousand_instances() -> None:
-    missed, left_out = misses(small_worlds(1, 10_000))
+@pytest.mark.parametrize("tenth", range(10))
+def test_no_set_and_no_split_of_it_is_better_on_ten_thousand_instances(tenth: int) -> None:
+    """In parts, so that cores can share them."""
+    missed, left_out = misses(small_worlds(10 + tenth, 1000))
     assert missed == 0
-    assert left_out > 1000
+    assert left_out > 100
 
 
 def test_the_account_by_hand_is_the_engines() -> None:
