@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from ..results.errors import InputError
+from .verbs.inputs import open_document
+from .verbs.options import Settings
 
 MARK = "WORKLOAD: dict[str, Any] = {}\n"
 """The line of the script that the workload takes the place of."""
@@ -65,16 +67,14 @@ def _facts(workload: Any) -> dict[str, Any]:
 def profile(
     scenario: Annotated[str, typer.Argument(help="Scenario whose workload is to be profiled.", metavar="SCENARIO")],
     write: Annotated[Path | None, typer.Option("--write", help="File for the script; else it is printed.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b.c=value.")] = None,
+    settings: Settings = [],
 ) -> None:
     """Write the script (torch only) that measures a workload's layers on one machine of each kind."""
     from ..results.store import write_text
-    from ..sim.spec import apply_setting, expand, read_document
+    from ..sim.spec import expand
     from ..sim.workload import Workload
 
-    document, folder = read_document(scenario)
-    for setting in settings or []:
-        apply_setting(document, setting)
+    document, folder = open_document(scenario, settings)
     from ..sim.checking import validate
 
     workload = validate(Workload, expand({"workload": document.get("workload")}, folder)["workload"], "workload")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from ..verbs.options import Json, OutFile
+from ..verbs.output import give, tabulate
 
 adaptive = typer.Typer(no_args_is_help=True, help="Score the policies that change their plan while a run goes on.")
 
@@ -22,22 +24,17 @@ def score(
     development: Annotated[
         bool, typer.Option(help="The runs that defaults were tuned on, not the held-out ones.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")] = False,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write.", dir_okay=False)] = None,
+    as_json: Json = False,
+    out: OutFile = None,
 ) -> None:
     """Compare adaptive policies with a clairvoyant, over runs with stragglers, drift and losses."""
-    from rich.console import Console
-
-    from ..attention.verbs import give
-    from ..show import print_table
     from .scoring import score as judge
 
     document = judge(seed=seed, each=each, purpose="development" if development else "held out")
-    console = Console(stderr=as_json)
-    print_table(console, [_row(row) for row in document["rows"]], f"{document['scenarios']} runs")
+    tabulate(as_json, [_row(row) for row in document["rows"]], f"{document['scenarios']} runs")
     for family in document["families"]:
         rows = [_row({"policy": label, **found}) for label, found in family["policies"].items()]
-        print_table(console, rows, f"{family['family']}: {family['summary']}")
+        tabulate(as_json, rows, f"{family['family']}: {family['summary']}")
     if as_json or out is not None:
         give(document, out)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..verbs.options import Json, OutFile
+from ..verbs.output import give, tabulate
+
 attention = typer.Typer(no_args_is_help=True, help="Train, tune and score the attention policies.")
 
-Out = Annotated[Path | None, typer.Option(help="JSON file to write.", dir_okay=False)]
 Seed = Annotated[int, typer.Option(min=0, help="Of the clusters.")]
 
 
@@ -19,7 +19,7 @@ def train(
     seed: Seed = 0,
     worlds: Annotated[int, typer.Option(min=8, help="Training clusters.")] = 160,
     steps: Annotated[int, typer.Option(min=1, help="Of gradient descent.")] = 300,
-    out: Out = None,
+    out: OutFile = None,
 ) -> None:
     """Train the weights of attention-trained on random clusters (needs torch)."""
     from .training import train as fit
@@ -34,7 +34,7 @@ def tune(
     worlds: Annotated[int, typer.Option(min=4, help="Training clusters.")] = 60,
     trials: Annotated[int, typer.Option(min=1, help="Per policy.")] = 120,
     layers: Annotated[bool, typer.Option("--layers", help="Of attention-layers, not of those that split.")] = False,
-    out: Out = None,
+    out: OutFile = None,
 ) -> None:
     """Look for the best parameters of the policies that have no weights on random clusters, with Optuna."""
     from .tuning import tune as look
@@ -47,24 +47,20 @@ def score(
     seed: Seed = 7,
     each: Annotated[int, typer.Option(min=1, help="Clusters of each family.")] = 8,
     layers_each: Annotated[int, typer.Option(min=0, help="The same, to place layers on; 0: none.")] = 13,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")] = False,
-    out: Out = None,
+    as_json: Json = False,
+    out: OutFile = None,
 ) -> None:
     """Compare attention with the exact split, and over layers with the exact cut, on clusters that it has not seen."""
-    from rich.console import Console
-
-    from ..show import print_table
     from .scoring import score as judge
 
     document = judge(seed=seed, each=each, layers_each=layers_each)
-    console = Console(stderr=as_json)
     for found, what in ((document, "clusters"), (document.get("layers"), "clusters to place layers on")):
         if found is None:
             continue
-        print_table(console, [_row(row) for row in found["rows"]], f"{found['scenarios']} {what}")
+        tabulate(as_json, [_row(row) for row in found["rows"]], f"{found['scenarios']} {what}")
         for family in found["families"]:
             rows = [_row({"policy": label, **each_}) for label, each_ in family["policies"].items()]
-            print_table(console, rows, f"{family['family']}: {family['summary']}" + (", trained" * family["trained"]))
+            tabulate(as_json, rows, f"{family['family']}: {family['summary']}" + (", trained" * family["trained"]))
     if as_json or out is not None:
         give(document, out)
 
@@ -74,14 +70,3 @@ def _row(found: dict[str, Any]) -> dict[str, Any]:
     percent = {f"{key} %": f"{100 * found[key]:.1f}" for key in ("median", "p10", "worst", "at_optimum")}
     extra = {"decision ms": found["decision_ms"]} if "decision_ms" in found else {}
     return {"policy": found["policy"], **percent, **extra}
-
-
-def give(document: dict[str, Any], out: Path | None) -> None:
-    """Write a document to a file, or to stdout where there is none."""
-    from ...results.store import write_text
-
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
-        write_text(out, text)

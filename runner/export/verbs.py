@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ...results.errors import InputError
+from ..verbs.options import Json, Settings
+from ..verbs.output import document_text, terminal
 
 SHOWN = 20
 """Problems that the table has; export.json has all."""
@@ -22,12 +24,10 @@ def export(
     to: Annotated[str, typer.Option("--to", help="megatron, torchtitan, deepspeed or fsdp.")],
     scenario: Annotated[str | None, typer.Option(help="Scenario that a plan.json is for.")] = None,
     policy: Annotated[str | None, typer.Option("--policy", "-p", help="Policy that plans the scenario.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a field of the scenario: a.b.c=value.")
-    ] = None,
+    settings: Settings = [],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; export-TARGET by default.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Refuse a plan that is only the nearest.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write the arguments and files with which a training framework runs a plan, and say what they cannot say."""
     from .export import export as make
@@ -35,7 +35,7 @@ def export(
     from .targets import target_of
 
     target = target_of(to)
-    wanted, world = _wanted(plan, scenario, policy, settings or [])
+    wanted, world = _wanted(plan, scenario, policy, settings)
     found = make(wanted, world, target)
     if exact and found.problems:
         first = found.problems[0]
@@ -69,11 +69,9 @@ def _wanted(plan: str, scenario: str | None, policy: str | None, settings: list[
 
 
 def _tell(document: dict[str, Any], as_json: bool) -> None:
-    from rich.console import Console
-
     from ..show import print_table
 
-    console = Console(stderr=as_json)
+    console = terminal(stdout=not as_json)  # one for all: what follows a table may be as wide
     problems = document["not_expressible"]
     if problems:
         print_table(console, problems[:SHOWN], f"not expressible for {document['target']}")
@@ -86,4 +84,4 @@ def _tell(document: dict[str, Any], as_json: bool) -> None:
         console.print(f"note: {note}", highlight=False)
     console.print(f"wrote {document['folder']}: {', '.join(document['files'])}", highlight=False)
     if as_json:
-        typer.echo(json.dumps(document, indent=1, allow_nan=False))
+        sys.stdout.write(document_text(document))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from ...results.errors import InputError
+from ..verbs.inputs import fixed
+from ..verbs.options import RUNS, Json, RunsFolder, Settings
+from ..verbs.output import document_text, terminal
 
 
 def import_(
@@ -31,14 +33,14 @@ def import_(
     warmup: Annotated[int, typer.Option(min=0, help="First steps of each launch to leave out.")] = 3,
     label: Annotated[str | None, typer.Option(help="Name of the run; the plan's by default.")] = None,
     twin_of: Annotated[str | None, typer.Option(help="Label of the run that this one repeats (A/A).")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Override a field of the scenario.")] = None,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder that runs are written to.")] = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")] = False,
+    settings: Settings = [],
+    runs: RunsFolder = RUNS,
+    as_json: Json = False,
 ) -> None:
     """Turn measured step times into a run for compare and gate, or layer times into a layer-profile file."""
     if scenario is None and prediction is None:
         return _layer_times(files, out)
-    world, wanted, record = _ran(scenario, policy, plan, prediction, settings or [])
+    world, wanted, record = _ran(scenario, policy, plan, prediction, settings)
     from .runs import READERS, import_runs
 
     if kind is not None and kind not in READERS:
@@ -65,9 +67,8 @@ def _ran(
 ) -> tuple[Any, Any, Any]:
     """Scenario, plan and policy by what the options name."""
     from ...policies import policy_from_text
-    from ...sim.plan import Plan
-    from ...sim.spec import load_scenario, parse_file
-    from ...sim.view import Fixed, View, allocate, describe
+    from ...sim.spec import load_scenario
+    from ...sim.view import View, allocate, describe
     from ..export.export import planned_run
 
     if sum(each is not None for each in (policy, plan, prediction)) != 1:
@@ -81,9 +82,8 @@ def _ran(
         chosen = policy_from_text(policy)
         return world, allocate(chosen, View.of(world), world), describe(chosen)
     assert plan is not None, "one of the three is given"
-    wanted = Plan.parse(parse_file(plan))
-    record = describe(Fixed(wanted))
-    return world, wanted, record.model_copy(update={"parameters": {"plan": plan.name}})
+    given = fixed(plan)
+    return world, given.plan, describe(given)
 
 
 def _layer_times(files: list[Path], out: Path | None) -> None:
@@ -99,8 +99,6 @@ def _layer_times(files: list[Path], out: Path | None) -> None:
 
 
 def _tell(done: Any, as_json: bool) -> None:
-    from rich.console import Console
-
     from ..show import print_table
 
     predicted, measured = (run.summary.step_time_s for run in done.runs)
@@ -112,17 +110,17 @@ def _tell(done: Any, as_json: bool) -> None:
         "measured ms": 1e3 * measured.p50,
         "error %": 100 * (predicted.p50 / measured.p50 - 1),
     }
-    console = Console(stderr=as_json)
+    document = {
+        "folder": str(done.folder),
+        "run_id": done.measured.manifest.run_id,
+        "predicted_run_id": done.predicted.manifest.run_id,
+        "prediction_sha256": done.measured.manifest.prediction_sha256,
+        "summary": done.measured.summary.model_dump(mode="json"),
+        "notes": done.measured.manifest.notes,
+    }
+    console = terminal(stdout=not as_json)  # one for all: what follows a table may be as wide
     print_table(console, [row], str(done.folder))
     for note in done.measured.manifest.notes:
         console.print(note, highlight=False)
     if as_json:
-        document = {
-            "folder": str(done.folder),
-            "run_id": done.measured.manifest.run_id,
-            "predicted_run_id": done.predicted.manifest.run_id,
-            "prediction_sha256": done.measured.manifest.prediction_sha256,
-            "summary": done.measured.summary.model_dump(mode="json"),
-            "notes": done.measured.manifest.notes,
-        }
-        typer.echo(json.dumps(document, indent=1, allow_nan=False))
+        sys.stdout.write(document_text(document))
