@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -136,6 +139,42 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     if place.exists():
         subprocess.run(["umount", place], check=True)
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from steelyard.runner.devices import NamedLane
+from steelyard.results.errors import WorkerFailedError
+from steelyard.runner.launch import run_group
+job, lanes, tasks, data = json.loads(sys.argv[1])
+try:
+    lanes = [NamedLane.model_validate(lane) for lane in lanes]
+    run_group(lanes, tasks, job, timeout_s=20, data=Path(data))
+except WorkerFailedError as error:
+    print('FAILED', error); sys.exit(1)
+"""
+
+
+@pytest.fixture
+def driver(tiny_scenario: Scenario, tmp_path: Path) -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
+    """Starts a process of its own that runs a group, each task for so many seconds, so that a test can kill it."""
+    from steelyard.runner.calibrate import job_of
+
+    @contextmanager
+    def start(lanes: Sequence[NamedLane], *, seconds: float = 60, tasks: int = 1) -> Iterator[subprocess.Popen[str]]:
+        job, data = job_of(tiny_scenario.workload, tiny_scenario.training, tmp_path, seed=0)
+        task = {"op": "profile", "micro_batch": 4, "seconds": seconds, "least": 1}
+        words = json.dumps([job, [lane.model_dump(mode="json") for lane in lanes], [task] * tasks, str(data)])
+        command = [sys.executable, "-c", DRIVER, words]
+        environment = {**os.environ, "TMPDIR": str(tmp_path)}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    return start
 
 
 @pytest.fixture

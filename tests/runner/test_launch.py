@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from steelyard.runner.replay import lanes_of
 from steelyard.sim.spec import Scenario
 
 pytestmark = pytest.mark.slow
+
+Driver = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
 def workers_of(pid: int) -> list[psutil.Process]:
@@ -76,30 +78,6 @@ def test_environment_caps_the_lane_and_stays_on_loopback() -> None:
     assert environment["HF_HUB_OFFLINE"] == "1"
 
 
-def driver(folder: Path, scenario: Scenario, *, seconds: float) -> subprocess.Popen[str]:
-    """A process of its own that runs a group for so long, so that a test can kill either."""
-    job, data = job_of(scenario.workload, scenario.training, folder, seed=0)
-    task = {"op": "profile", "micro_batch": 4, "seconds": seconds, "least": 1}
-    program = (
-        "import json, sys\n"
-        "from pathlib import Path\n"
-        "from steelyard.runner.devices import NamedLane\n"
-        "from steelyard.results.errors import WorkerFailedError\n"
-        "from steelyard.runner.launch import run_group\n"
-        "job, lanes, task, data = json.loads(sys.argv[1])\n"
-        "try:\n"
-        "    lanes = [NamedLane.model_validate(lane) for lane in lanes]\n"
-        "    run_group(lanes, [task, task], job, timeout_s=20, data=Path(data))\n"
-        "except WorkerFailedError as error:\n"
-        "    print('FAILED', error); sys.exit(1)\n"
-    )
-    import json
-
-    words = json.dumps([job, [lane.model_dump(mode="json") for lane in lanes_of(scenario)], task, str(data)])
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    return subprocess.Popen([sys.executable, "-c", program, words], stdout=subprocess.PIPE, text=True, env=environment)
-
-
 def wait_for_workers(process: subprocess.Popen[str], count: int = 2) -> list[psutil.Process]:
     end = time.monotonic() + 60
     while time.monotonic() < end:
@@ -110,8 +88,8 @@ def wait_for_workers(process: subprocess.Popen[str], count: int = 2) -> list[psu
     raise AssertionError("the workers never met")
 
 
-def test_killed_worker_is_named_and_nothing_is_left(tiny_scenario: Scenario, tmp_path: Path) -> None:
-    with driver(tmp_path, tiny_scenario, seconds=60) as process:
+def test_killed_worker_is_named_and_nothing_is_left(driver: Driver, tiny_scenario: Scenario, tmp_path: Path) -> None:
+    with driver(lanes_of(tiny_scenario), tasks=2) as process:
         found = wait_for_workers(process)
         victim = next(each for each in found if each.cmdline()[-1] == "1")
         victim.send_signal(signal.SIGKILL)
@@ -123,8 +101,8 @@ def test_killed_worker_is_named_and_nothing_is_left(tiny_scenario: Scenario, tmp
     assert not list(tmp_path.glob("steelyard-*"))
 
 
-def test_killed_driver_takes_its_workers_along(tiny_scenario: Scenario, tmp_path: Path) -> None:
-    with driver(tmp_path, tiny_scenario, seconds=60) as process:
+def test_killed_driver_takes_its_workers_along(driver: Driver, tiny_scenario: Scenario) -> None:
+    with driver(lanes_of(tiny_scenario), tasks=2) as process:
         found = wait_for_workers(process)
         process.kill()
         process.communicate(timeout=30)
@@ -132,8 +110,8 @@ def test_killed_driver_takes_its_workers_along(tiny_scenario: Scenario, tmp_path
     assert not alive
 
 
-def test_listeners_are_on_loopback_only(tiny_scenario: Scenario, tmp_path: Path) -> None:
-    with driver(tmp_path, tiny_scenario, seconds=60) as process:
+def test_listeners_are_on_loopback_only(driver: Driver, tiny_scenario: Scenario) -> None:
+    with driver(lanes_of(tiny_scenario), tasks=2) as process:
         found = wait_for_workers(process)
         listening = [
             connection.laddr.ip
@@ -148,8 +126,8 @@ def test_listeners_are_on_loopback_only(tiny_scenario: Scenario, tmp_path: Path)
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
-def test_hung_worker_is_named(tiny_scenario: Scenario, tmp_path: Path) -> None:
-    with driver(tmp_path, tiny_scenario, seconds=1) as process:
+def test_hung_worker_is_named(driver: Driver, tiny_scenario: Scenario) -> None:
+    with driver(lanes_of(tiny_scenario), seconds=1, tasks=2) as process:
         found = wait_for_workers(process)
         victim = next(each for each in found if each.cmdline()[-1] == "1")
         victim.suspend()

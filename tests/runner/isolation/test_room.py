@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from steelyard.sim.spec import Scenario
 from .conftest import left_groups, sockets
 
 Need = Callable[[str], None]
+Driver = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
 
 
 def without(host: Host, name: str) -> Host:
@@ -131,13 +130,11 @@ def test_too_little_memory_is_named(need: Need) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_before")
-def test_lanes_on_wires_with_quotas_meet_and_listen_to_nobody_outside(
-    need: Need, tiny_scenario: Scenario, tmp_path: Path
-) -> None:
+def test_lanes_on_wires_with_quotas_meet_and_listen_to_nobody_outside(need: Need, driver: Driver) -> None:
     need("cpu_quota")
     need("link_rate")
-    lanes = [half(name, wire=Wire(host=name, uplink_mbit_per_s=200)).model_dump(mode="json") for name in "ab"]
-    with driver(tmp_path, tiny_scenario, lanes) as process:
+    lanes = [half(name, wire=Wire(host=name, uplink_mbit_per_s=200)) for name in "ab"]
+    with driver(lanes) as process:
         found = wait_for_workers(process, 2)
         heard = [sockets(each.pid, "-ltnH").splitlines() for each in found]
         process.kill()
@@ -150,11 +147,11 @@ def test_lanes_on_wires_with_quotas_meet_and_listen_to_nobody_outside(
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_before")
 @pytest.mark.parametrize("victim", ["worker", "driver", "driver and warden"])
-def test_a_kill_leaves_no_group(need: Need, tiny_scenario: Scenario, tmp_path: Path, victim: str) -> None:
+def test_a_kill_leaves_no_group(need: Need, driver: Driver, victim: str) -> None:
     need("cpu_quota")
     need("memory_limit")
-    lanes = [half(name, memory_limit_gib=2).model_dump(mode="json") for name in "ab"]
-    with driver(tmp_path, tiny_scenario, lanes) as process:
+    lanes = [half(name, memory_limit_gib=2) for name in "ab"]
+    with driver(lanes) as process:
         found = wait_for_workers(process, 2)
         wardens = children_of(process.pid, "steelyard.runner.isolation.warden")
         assert len(wardens) == 1
@@ -193,34 +190,6 @@ def test_bf16_trains_and_its_gradient_is_near_that_of_fp32(tiny_scenario: Scenar
 
 
 # ---- processes ----
-
-
-@contextmanager
-def driver(folder: Path, scenario: Scenario, lanes: list[dict[str, Any]]) -> Iterator[subprocess.Popen[str]]:
-    """A process of its own that runs a group for a minute, so that a test can kill it."""
-    job, data = job_of(scenario.workload, scenario.training, folder, seed=0)
-    task = {"op": "profile", "micro_batch": 4, "seconds": 60, "least": 1}
-    program = (
-        "import json, sys\n"
-        "from pathlib import Path\n"
-        "from steelyard.runner.devices import NamedLane\n"
-        "from steelyard.results.errors import WorkerFailedError\n"
-        "from steelyard.runner.launch import run_group\n"
-        "job, lanes, task, data = json.loads(sys.argv[1])\n"
-        "try:\n"
-        "    lanes = [NamedLane.model_validate(lane) for lane in lanes]\n"
-        "    run_group(lanes, [task], job, timeout_s=20, data=Path(data))\n"
-        "except WorkerFailedError as error:\n"
-        "    print('FAILED', error); sys.exit(1)\n"
-    )
-    words = json.dumps([job, lanes, task, str(data)])
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    command = [sys.executable, "-c", program, words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 def children_of(pid: int, module: str) -> list[psutil.Process]:
