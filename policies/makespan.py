@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from ..sim.plan import Plan
-from ..sim.steps import Ints, Steps
-from ..sim.view import DeviceView, View
+from ..sim.steps import Ints
+from ..sim.view import View
 from ._base import Choice, canonical, capacities, ranks
 from .apportion import Ladder, min_max
 from .overlap import Overlapped, Overlaps
@@ -127,17 +127,3 @@ class _Comparison:
         samples[chosen] = split
         found: list[int] = samples.tolist()
         return found
-
-
-def min_max_split(devices: Sequence[DeviceView], batch: int, least: int = 0) -> list[int] | None:
-    """Samples per device with the least maximum of ``step_s``; None where the batch does not fit.
-
-    See :func:`.apportion.min_max`: exact also where a step takes less time for more samples; ties go to the earlier
-    device.
-
-    Args:
-        devices: who takes part.
-        batch: samples in all.
-        least: samples that each must have.
-    """
-    return min_max(Steps(devices, batch), batch, least)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from ...results.errors import InputError
 from ...results.record import PolicyRecord
 from ...results.store import code_provenance, read_run, to_json, whole_folder
 from ...sim.plan import Plan
-from ...sim.spec import Scenario, parse_file, scenario_from
+from ...sim.spec import Scenario, scenario_from
 from .nearest import nearest, step_s
 from .shape import Problem, Shape, canonical
-from .targets import Target, target_of
+from .targets import Target
 
 REPORT, PLAN = "export.json", "plan.json"
 
@@ -105,19 +104,6 @@ def write(found: Exported, folder: Path) -> Path:
         (place / PLAN).write_text(to_json(found.plan.document()), encoding="utf-8")
         (place / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return folder
-
-
-def read_files(folder: Path, scenario: Scenario) -> Plan:
-    """The plan that an exported folder tells the framework, read from the framework's own files.
-
-    Raises:
-        InputError: no such folder, or files that :func:`write` did not write.
-    """
-    report = parse_file(folder / REPORT)
-    target = target_of(str(report.get("target")))
-    names: Sequence[str] = report.get("files", [])
-    texts = {name: (folder / Path(name).name).read_text(encoding="utf-8") for name in names}
-    return target.import_plan(texts, scenario)
 
 
 def planned_run(folder: Path) -> tuple[Plan, Scenario, PolicyRecord]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from steelyard.policies import make_policy
-from steelyard.policies.makespan import min_max_split
+from steelyard.policies.apportion import min_max
 from steelyard.sim.cost import Curve, DeviceCost, Line
 from steelyard.sim.spec import Scenario, scenario_from
+from steelyard.sim.steps import Steps
 from steelyard.sim.view import DeviceView, View
 
 DEVICES, BATCH = 1000, 100_000
@@ -56,7 +57,7 @@ def test_a_thousand_devices_share_a_hundred_thousand_samples() -> None:
         taken = []
         for _ in range(5):
             started = time.perf_counter()
-            split = min_max_split(devices, BATCH)
+            split = min_max(Steps(devices, BATCH), BATCH)
             taken.append(time.perf_counter() - started)
             assert split is not None
             assert sum(split) == BATCH

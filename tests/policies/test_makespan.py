@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steelyard.policies.makespan import Makespan, min_max_split
+from steelyard.policies.apportion import min_max
+from steelyard.policies.makespan import Makespan
 from steelyard.policies.participants import sets_of
 from steelyard.policies.testing import scenarios
 from steelyard.sim.bounds import lower_bound_s
@@ -20,6 +21,7 @@ from steelyard.sim.cost import DeviceCost, Line
 from steelyard.sim.engine import objective_value
 from steelyard.sim.plan import Infeasible
 from steelyard.sim.spec import Scenario
+from steelyard.sim.steps import Steps
 from steelyard.sim.view import DeviceView, View
 
 
@@ -56,7 +58,7 @@ def test_the_split_is_the_best_of_all_on_2500_instances() -> None:
         ]
         least = draws.choice([0, 0, 1])
         every = [s for s in _splits(batch, [device.capacity for device in devices]) if min(s) >= least]
-        split = min_max_split(devices, batch, least)
+        split = min_max(Steps(devices, batch), batch, least)
         assert (split is None) == (not every)
         if split is not None:
             feasible += 1
@@ -73,7 +75,7 @@ def test_a_large_batch_takes_the_short_way_to_the_same_split(figures: list[tuple
     for _ in range(batch):
         best = min(range(len(devices)), key=lambda i: (devices[i].step_s(given_out[i] + 1), i))
         given_out[best] += 1
-    split = min_max_split(devices, batch)
+    split = min_max(Steps(devices, batch), batch)
     assert split is not None
     assert sum(split) == batch
     assert _busy(devices, split) == _busy(devices, given_out)
