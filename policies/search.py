@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..results.errors import InputError
 from ..results.record import digest
@@ -26,6 +26,9 @@ from .search_stages import NONE, check_pruner
 from .search_study import Course, Progress, open_study, quiet_optuna, run_batches
 from .storage import open_storage
 from .workers import Evaluator
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 __all__ = [
     "SearchResult",
@@ -110,7 +113,32 @@ def search(
         opened = open_study(place, study or STUDY, course, decides)
         fresh = run_batches(opened, course, evaluator, progress)
         history = tuple(each for each in opened.get_trials(deepcopy=False) if each.state.is_finished())
-    rows = tuple(row_of(each, space) for each in history)
+    return _result(
+        course,
+        history,
+        scenarios=scenarios,
+        scenario_sha256=decides["scenario_sha256"],
+        seeds=seeds,
+        storage=_shown(storage),
+        fresh=fresh,
+        started=started,
+    )
+
+
+def _result(
+    course: Course,
+    history: tuple[FrozenTrial, ...],
+    *,
+    scenarios: Sequence[Scenario],
+    scenario_sha256: str,
+    seeds: int,
+    storage: str,
+    fresh: int,
+    started: float,
+) -> SearchResult:
+    """What a study of finished trials comes to, ``fresh`` of which were evaluated since ``started``."""
+    goal = course.goal
+    rows = tuple(row_of(each, course.space) for each in history)
     front = front_of(rows, goal)
     seconds = time.perf_counter() - started
     assert front[0].value is not None
@@ -121,18 +149,18 @@ def search(
         trials=rows,
         seconds=seconds,
         trials_per_s=fresh / seconds,
-        storage=_shown(storage),
-        sampler=sampler,
+        storage=storage,
+        sampler=course.sampler,
         seed=course.seed,
         scenario=scenarios[0].name,
-        scenario_sha256=decides["scenario_sha256"],
+        scenario_sha256=scenario_sha256,
         objective=goal.metrics[0],
         objectives=goal.metrics,
         front=front,
         robust=goal.robust,
         scenarios=tuple(each.name for each in scenarios),
         seeds=seeds,
-        pruner=pruner,
+        pruner=course.pruner,
         history=history,
     )
 

@@ -7,7 +7,7 @@ the data is on its way. A collective begins when the last of those who share wei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
@@ -28,16 +28,7 @@ def step_rows(
         since: when each rank ended the step before; None: the step is the first, and begins with its own segments.
     """
     program = task.get("program")
-    if program is None:
-        place = {rank: (number, 0) for number, rank in enumerate(segments)}
-        sharing = {rank: set(segments) for rank in segments}
-    else:
-        place = {
-            stage["rank"]: (number, len(pipeline["stages"]))
-            for number, pipeline in enumerate(program["pipelines"])
-            for stage in pipeline["stages"]
-        }
-        sharing = _sharing(program)
+    place, sharing = _places(segments, program)
     entered = {rank: each[2] for rank, own in segments.items() for each in own if each[0] == "communication"}
     over: Moments = {
         (kind, place[rank][0], stage, number): end
@@ -58,6 +49,21 @@ def step_rows(
                 start = last  # noqa: PLW2901 - what is left of it
             yield {**common, "micro_batch": max(number, -1), "kind": kind, "start_s": start, "end_s": end}
             cursor = end
+
+
+def _places(
+    ranks: Iterable[int], program: Mapping[str, Any] | None
+) -> tuple[dict[int, tuple[int, int]], dict[int, set[int]]]:
+    """Per rank, its pipeline and how many stages that has (0: data parallelism), and who holds some layer with it."""
+    if program is None:
+        place = {rank: (number, 0) for number, rank in enumerate(ranks)}
+        return place, {rank: set(place) for rank in place}
+    place = {
+        stage["rank"]: (number, len(pipeline["stages"]))
+        for number, pipeline in enumerate(program["pipelines"])
+        for stage in pipeline["stages"]
+    }
+    return place, _sharing(program)
 
 
 def _sharing(program: Mapping[str, Any]) -> dict[int, set[int]]:

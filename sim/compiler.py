@@ -404,14 +404,26 @@ class _Compiler:
                 transfer = scaled(self._over(holders, kind, weights), self._unevenness(holders) if zero else 1.0)
                 self._add(syncs, after, workers, transfer)
                 continue
-            for first, last, places in runs:
-                for low, high in self._buckets(first, last, places):
-                    size = self._shard_bytes(low, high, places)
-                    transfer = scaled(self._over(places, kind, size), self._unevenness(places) if zero else 1.0)
-                    syncs.append(Sync(workers, transfer, beside=True))
-                    for place in places:
-                        rest = self._rest_s(place, low)
-                        beside.setdefault(place.worker, []).append(Beside(len(syncs) - 1, place.chunk, rest))
+            for run in runs:
+                self._bucket_syncs(syncs, beside, workers, kind, run)
+
+    def _bucket_syncs(
+        self,
+        syncs: list[Sync],
+        beside: dict[int, list[Beside]],
+        workers: tuple[int, ...],
+        kind: CollectiveKind,
+        run: Run,
+    ) -> None:
+        """A run's gradients beside the backward pass: each bucket as soon as it is complete."""
+        first, last, places = run
+        for low, high in self._buckets(first, last, places):
+            size = self._shard_bytes(low, high, places)
+            transfer = scaled(self._over(places, kind, size), self._unevenness(places) if self.plan.zero else 1.0)
+            syncs.append(Sync(workers, transfer, beside=True))
+            for place in places:
+                rest = self._rest_s(place, low)
+                beside.setdefault(place.worker, []).append(Beside(len(syncs) - 1, place.chunk, rest))
 
     def _add(
         self,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...results.errors import InputError
 from ...results.ledger import ledgers, quantiles, step_times
 from ...results.metrics import bootstrap_interval
-from ...results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
+from ...results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, Summary, digest, event_frame
 from ...results.store import code_provenance, read_json, read_run, whole_folder, write_run
 from ...sim import cost
 from ...sim.bounds import bound_s
@@ -26,6 +26,9 @@ from ..export.shape import Shape, irregular
 from ..replay import slug
 from .logs import Expected, Format, Launch, Reader, read_csv, read_megatron
 from .traces import merged, read_trace
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 WARMUP = 3
 """First steps of each launch that are left out where nobody says how many."""
@@ -211,23 +214,7 @@ def _measured(
     ranks = [(name, of[name]) for name in rank_devices(plan, scenario)]
     rows = [row for number, launch in enumerate(launches) for row in _rows(launch, number, ranks, lead=lead)]
     events = event_frame(rows)
-    times = step_times(events)
-    names = [device.name for device in scenario.cluster.devices]
-    samples = plan.samples()
-    lines = {
-        name: ledger.model_copy(update={"samples": samples.get(name, 0)})
-        for name, ledger in ledgers(events, names).items()
-    }
-    summary = summarise(
-        scenario,
-        step_time=quantiles([seconds for each in times.values() for seconds in each]),
-        launch_medians=[quantiles(times[launch]).p50 for launch in sorted(times)],
-        devices=lines,
-        bound_s=bound_s(scenario, View.of(scenario), plan),
-        steps=sum(map(len, times.values())),
-        fidelity="measured",
-        median_interval_s=bootstrap_interval(list(times.values()), scenario.seed),
-    )
+    summary = _summary(scenario, plan, events)
     if UNDIVIDED in notes:  # idle power would be taken for the whole step
         unknown = {"energy_j_per_step": None, "carbon_kg_per_million_samples": None}
         summary = summary.model_copy(update={**unknown, "critical_path": "not known: step times alone were imported"})
@@ -244,6 +231,27 @@ def _measured(
         notes=list(notes),
     )
     return Run(manifest=manifest, plan=plan.document(), summary=summary, events=events)
+
+
+def _summary(scenario: Scenario, plan: Plan, events: pd.DataFrame) -> Summary:
+    """What the events of some launches come to."""
+    times = step_times(events)
+    names = [device.name for device in scenario.cluster.devices]
+    samples = plan.samples()
+    lines = {
+        name: ledger.model_copy(update={"samples": samples.get(name, 0)})
+        for name, ledger in ledgers(events, names).items()
+    }
+    return summarise(
+        scenario,
+        step_time=quantiles([seconds for each in times.values() for seconds in each]),
+        launch_medians=[quantiles(times[launch]).p50 for launch in sorted(times)],
+        devices=lines,
+        bound_s=bound_s(scenario, View.of(scenario), plan),
+        steps=sum(map(len, times.values())),
+        fidelity="measured",
+        median_interval_s=bootstrap_interval(list(times.values()), scenario.seed),
+    )
 
 
 def rank_devices(plan: Plan, scenario: Scenario) -> list[str]:
