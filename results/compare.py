@@ -12,12 +12,12 @@ from typing import Any
 
 from pydantic import Field
 
+from .agreement import Agreement, coverage_figures, error_figures
 from .errors import InputError
 from .fidelities import FIDELITIES, FidelityScore, scores
 from .ledger import step_times
 from .metrics import (
     Launches,
-    binomial_p_value,
     bootstrap_interval,
     interval_of,
     kendall_tau,
@@ -97,47 +97,18 @@ class PlanRow(Record):
     """Samples per step; with several stages, more than one device works on each."""
 
 
-class Comparison(Record):
-    """The verdict over all plans that were predicted and measured; percents are signed unless said otherwise."""
+class Comparison(Agreement):
+    """The verdict over all plans of one study that were predicted and measured."""
 
     schema_version: int = SCHEMA_VERSION
     scenario: str
     fidelity: str
     """The weakest among the predictions."""
-    launches: int
     plans: list[PlanRow]
     picked: str
     """Label of the plan with the least predicted median."""
     measured_best: str
     """Label of the plan with the least measured median."""
-    mean_error_percent: float
-    balance_error_percent: float
-    """Mean signed error of the plans predicted within 3 % of the best one: optimism shows here first."""
-    balance_plans: int
-    mape_percent: float
-    worst_error_percent: float
-    """Largest absolute error, without its sign."""
-    worst_signed_error_percent: float
-    worst_plan: str
-    kendall_tau: float | None
-    kendall_pairs: int
-    """Pairs of plans that differ by more than twice the noise floor: those that tau is taken over."""
-    kendall_pairs_total: int
-    regret_percent: float | None
-    coverage_percent: float
-    coverage_count: int
-    coverage_judged: bool
-    coverage_p_value: float | None
-    """Exact binomial test against 80 %; taken only where coverage is judged."""
-    interval_width_percent: float
-    """Mean width of the predicted intervals, of the predicted median."""
-    noise_floor_percent: float | None
-    speedup_over_uniform: float | None
-    optimum_share_percent: float | None = None
-    """Of the throughput that the lanes' tables allow any data-parallel split, what the best measured plan reaches."""
-    steadied: Steadied | None = None
-    """The errors with the drift of the lanes since calibration taken out: a diagnostic, no figure of record."""
-    busy: bool
     fidelities: list[FidelityScore] = Field(default_factory=list)
     """How each fidelity did that predicted every plan, weakest first."""
     notes: list[str] = Field(default_factory=list)
@@ -343,19 +314,9 @@ def weakest(fidelities: Iterable[str]) -> str:
 
 
 def _errors(pairs: Sequence[Pair]) -> dict[str, Any]:
-    errors = [100 * (pair.predicted_s / pair.measured_s - 1) for pair in pairs]
-    worst = max(range(len(errors)), key=lambda i: abs(errors[i]))
-    by_label = {pair.row.label: error for pair, error in zip(pairs, errors, strict=True)}
-    balanced = [by_label[row.label] for row in balanced_rows(pair.row for pair in pairs)]
-    return {
-        "mean_error_percent": sum(errors) / len(errors),
-        "balance_error_percent": sum(balanced) / len(balanced),
-        "balance_plans": len(balanced),
-        "mape_percent": sum(map(abs, errors)) / len(errors),
-        "worst_error_percent": abs(errors[worst]),
-        "worst_signed_error_percent": errors[worst],
-        "worst_plan": pairs[worst].row.label,
-    }
+    errors = {pair.row.label: 100 * (pair.predicted_s / pair.measured_s - 1) for pair in pairs}
+    balanced = [errors[row.label] for row in balanced_rows(pair.row for pair in pairs)]
+    return error_figures(list(errors.items()), balanced)
 
 
 def _ranking(pairs: Sequence[Pair], floor: float | None, seed: int, notes: list[str]) -> dict[str, Any]:
@@ -403,18 +364,9 @@ def _steadied(runs: Sequence[Run], pairs: Sequence[Pair]) -> Steadied | None:
 
 def _coverage(pairs: Sequence[Pair], notes: list[str]) -> dict[str, Any]:
     seen = [each for pair in pairs for each in observations(pair)]
-    inside, count = sum(each for each, _ in seen), len(seen)
-    widths = [width for _, width in seen]
-    judged = count >= JUDGED_FROM
-    if not judged:
-        notes.append(f"coverage is not judged: {count} observations, it takes {JUDGED_FROM}")
-    return {
-        "coverage_percent": 100 * inside / count,
-        "coverage_count": count,
-        "coverage_judged": judged,
-        "coverage_p_value": binomial_p_value(inside, count) if judged else None,
-        "interval_width_percent": sum(widths) / len(widths),
-    }
+    if len(seen) < JUDGED_FROM:
+        notes.append(f"coverage is not judged: {len(seen)} observations, it takes {JUDGED_FROM}")
+    return coverage_figures(seen, JUDGED_FROM)
 
 
 def _speedup(pairs: Sequence[Pair], picked: Pair, notes: list[str]) -> float | None:

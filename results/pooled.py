@@ -12,12 +12,13 @@ from typing import Any
 
 from pydantic import Field
 
+from .agreement import Agreement, coverage_figures, error_figures, mean
 from .compare import Comparison, PlanRow, balanced_rows
 from .fidelities import FIDELITIES
-from .metrics import binomial_p_value, kendall_tau
+from .metrics import kendall_tau
 from .record import SCHEMA_VERSION, Record
 from .recovery import WITHIN_STEPS
-from .steadied import Steadied, steadied
+from .steadied import steadied
 
 JUDGED_FROM = 200
 """Launch medians from which on the coverage of several cases is judged."""
@@ -67,46 +68,18 @@ class CaseResult(Record):
         return [] if self.comparison is None else [row for row in self.comparison.plans if row.twin_of is None]
 
 
-class Pooled(Record):
+class Pooled(Agreement):
     """Figures over some cases: the keys of a comparison, pooled."""
 
     cases: int
     plans: int
-    launches: int
-    """The fewest that any case has."""
-    mean_error_percent: float
-    balance_error_percent: float
-    balance_plans: int
-    mape_percent: float
     mape_by_fidelity: dict[str, float]
     """Mean absolute error of each fidelity over the plans that it predicted."""
-    worst_error_percent: float
-    worst_signed_error_percent: float
-    worst_plan: str
-    kendall_tau: float | None
-    kendall_pairs: int
-    kendall_pairs_total: int
-    regret_percent: float | None
-    """Mean over the cases."""
     worst_regret_percent: float | None
-    coverage_percent: float
-    coverage_count: int
-    coverage_judged: bool
-    coverage_p_value: float | None
-    interval_width_percent: float
-    noise_floor_percent: float | None
-    """Root of the mean square over the cases."""
-    speedup_over_uniform: float | None
-    """Geometric mean over the cases."""
-    optimum_share_percent: float | None
-    """The least over cases of two lanes."""
     least_regained_percent: float | None = None
     """Over policies that changed their plan after a slowdown: the least share of the then best throughput."""
     worst_regained_error_percent: float | None = None
     """How far the predicted shares are from the measured ones, at most."""
-    steadied: Steadied | None = None
-    """The errors with the drift of the lanes since calibration taken out."""
-    busy: bool
 
 
 class Criterion(Record):
@@ -172,7 +145,6 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
     comparisons = [case.comparison for case in cases if case.comparison is not None]
     assert comparisons, "nothing was measured"
     errors = [(f"{case.name}: {row.label}", _error(row)) for case in cases for row in case.rows]
-    worst_plan, worst = max(errors, key=lambda each: abs(each[1]))
     balanced = [row for case in cases for row in balanced_rows(case.rows)]
     observations = [each for case in cases for each in case.observations]
     floors = [each.noise_floor_percent for each in comparisons if each.noise_floor_percent is not None]
@@ -184,18 +156,11 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
         cases=len(cases),
         plans=len(errors),
         launches=min(each.launches for each in comparisons),
-        mean_error_percent=_mean([error for _, error in errors]),
-        balance_error_percent=_mean([_error(row) for row in balanced]),
-        balance_plans=len(balanced),
-        mape_percent=_mean([abs(error) for _, error in errors]),
         mape_by_fidelity=_by_fidelity([row for case in cases for row in case.rows]),
-        worst_error_percent=abs(worst),
-        worst_signed_error_percent=worst,
-        worst_plan=worst_plan,
-        regret_percent=_mean(regrets) if regrets else None,
+        regret_percent=mean(regrets) if regrets else None,
         worst_regret_percent=max(regrets, default=None),
-        noise_floor_percent=math.sqrt(_mean([floor**2 for floor in floors])) if floors else None,
-        speedup_over_uniform=math.exp(_mean([math.log(each) for each in speedups])) if speedups else None,
+        noise_floor_percent=math.sqrt(mean([floor**2 for floor in floors])) if floors else None,
+        speedup_over_uniform=math.exp(mean([math.log(each) for each in speedups])) if speedups else None,
         optimum_share_percent=min(known, default=None),
         **_regained([row for case in cases for row in case.rows]),
         steadied=steadied(
@@ -204,8 +169,9 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
             [each.steadied_inside for each in observations],
         ),
         busy=any(each.busy for each in comparisons),
+        **error_figures(errors, [_error(row) for row in balanced]),
         **_ranking(cases),
-        **_coverage(observations),
+        **coverage_figures([(each.inside, each.width_percent) for each in observations], JUDGED_FROM),
     )
 
 
@@ -273,24 +239,13 @@ def _regained(rows: Sequence[PlanRow]) -> dict[str, float | None]:
     }
 
 
-def _coverage(seen: Sequence[Observation]) -> dict[str, Any]:
-    inside, judged = sum(each.inside for each in seen), len(seen) >= JUDGED_FROM
-    return {
-        "coverage_percent": 100 * inside / len(seen),
-        "coverage_count": len(seen),
-        "coverage_judged": judged,
-        "coverage_p_value": binomial_p_value(inside, len(seen)) if judged else None,
-        "interval_width_percent": _mean([each.width_percent for each in seen]),
-    }
-
-
 def _by_fidelity(rows: Sequence[PlanRow]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for row in rows:
         for name, seconds in row.predicted_at.items():
             if row.measured is not None:
                 found.setdefault(name, []).append(100 * abs(seconds / row.measured.median_s - 1))
-    return {name: _mean(errors) for name, errors in found.items()}
+    return {name: mean(errors) for name, errors in found.items()}
 
 
 def _error(row: PlanRow) -> float:
@@ -306,10 +261,6 @@ def _at_most(what: str, value: float | None, limit: float, *, absolute: bool = F
 
 def _at_least(what: str, value: float | None, limit: float) -> Criterion:
     return Criterion(what=what, value=value, limit=f">= {limit:.3g}", met=None if value is None else value >= limit)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def lines(document: Mapping[str, Any]) -> list[str]:

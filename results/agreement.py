@@ -1,0 +1,96 @@
+"""How far predictions and measurements agree: the figures that one study and several have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .metrics import binomial_p_value
+from .record import Record
+from .steadied import Steadied
+
+
+class Agreement(Record):
+    """Figures over plans that were predicted and measured; percents are signed unless said otherwise.
+
+    Of one study (:class:`.compare.Comparison`) or pooled over several (:class:`.pooled.Pooled`).
+    """
+
+    launches: int
+    """The fewest that any plan has."""
+    mean_error_percent: float
+    balance_error_percent: float
+    """Mean signed error of the plans predicted within 3 % of the best one: optimism shows here first."""
+    balance_plans: int
+    mape_percent: float
+    worst_error_percent: float
+    """Largest absolute error, without its sign."""
+    worst_signed_error_percent: float
+    worst_plan: str
+    kendall_tau: float | None
+    kendall_pairs: int
+    """Pairs of plans that differ by more than twice the noise floor: those that tau is taken over."""
+    kendall_pairs_total: int
+    regret_percent: float | None
+    """Of several studies the mean."""
+    coverage_percent: float
+    coverage_count: int
+    coverage_judged: bool
+    coverage_p_value: float | None
+    """Exact binomial test against 80 %; taken only where coverage is judged."""
+    interval_width_percent: float
+    """Mean width of the predicted intervals, of the predicted median."""
+    noise_floor_percent: float | None
+    """Of several studies the root of the mean square."""
+    speedup_over_uniform: float | None
+    """Of several studies the geometric mean."""
+    optimum_share_percent: float | None = None
+    """Of the throughput that the lanes' tables allow any data-parallel split, what the best measured plan reaches.
+
+    Of several studies the least of those of two lanes.
+    """
+    steadied: Steadied | None = None
+    """The errors with the drift of the lanes since calibration taken out: a diagnostic, no figure of record."""
+    busy: bool
+
+
+def error_figures(errors: Sequence[tuple[str, float]], balanced: Sequence[float]) -> dict[str, Any]:
+    """What the errors of plans come to.
+
+    Args:
+        errors: label and signed error in percent of each plan, one at least.
+        balanced: the errors of those at the balance point.
+    """
+    worst_plan, worst = max(errors, key=lambda each: abs(each[1]))
+    return {
+        "mean_error_percent": mean([error for _, error in errors]),
+        "balance_error_percent": mean(balanced),
+        "balance_plans": len(balanced),
+        "mape_percent": mean([abs(error) for _, error in errors]),
+        "worst_error_percent": abs(worst),
+        "worst_signed_error_percent": worst,
+        "worst_plan": worst_plan,
+    }
+
+
+def coverage_figures(seen: Sequence[tuple[bool, float]], judged_from: int) -> dict[str, Any]:
+    """What observations of intervals come to.
+
+    Args:
+        seen: whether each median was inside of its interval, and how wide that is in percent of the predicted median.
+        judged_from: how many observations it takes to judge coverage.
+    """
+    inside, count = sum(each for each, _ in seen), len(seen)
+    judged = count >= judged_from
+    return {
+        "coverage_percent": 100 * inside / count,
+        "coverage_count": count,
+        "coverage_judged": judged,
+        "coverage_p_value": binomial_p_value(inside, count) if judged else None,
+        "interval_width_percent": mean([width for _, width in seen]),
+    }
+
+
+def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean of one value or more."""
+    return sum(values) / len(values)
