@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import Field
-
 from ..results.errors import InputError
-from ..results.record import digest
-from ..results.store import write_text
 from ..sim.checking import validate
 from ..sim.device import Cluster, CollectiveKind, CollectivePoint, CollectiveTable, Device, Lane, Profile, ProfilePoint
 from ..sim.noise import stream
-from ..sim.spec import Calibrating, Replay, Training, expand, inside, parse_file, shipped_names
-from ..sim.workload import Facts, Name, NonNegative, Spec, Workload
-from .data import training_data
-from .declared import LaneFile, declared, lanes_from
+from ..sim.spec import Calibrating, Replay, Training
+from ..sim.workload import Workload
+from .calibrations import (
+    Calibration,
+    calibration_path,
+    check_fingerprint,
+    check_workload,
+    read_calibration,
+    write_calibration,
+)
+from .declared import declared, lanes_from
 from .devices import NamedLane, Offer, default_lanes
-from .families import TRAINED
-from .hosts.machines import current, further_lanes, study_fingerprint
+from .hosts.machines import further_lanes, study_fingerprint
 from .isolation.machines import machines
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .layering import build_layer_profile, quiet_only
 from .linking import REPEATS, build_messages, groups_of, message_tasks
+from .resolving import job_of, workload_of
 from .waking import waking_points, waking_tasks
 
 START_S = 8.0
@@ -48,32 +49,6 @@ SHARDING: tuple[CollectiveKind, ...] = ("reduce_scatter", "all_gather")
 Report = Callable[[str], None]
 Tick = Callable[[int, int], None]
 """Progress: tasks done, tasks in all."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Measured tables of one workload on the lanes of one host."""
-
-    cluster: Cluster
-    workload: str
-    """Key of the workload that ran."""
-    path: Path
-    reused: bool
-    contended_percent: float
-    """Share of the compute segments that something else on the host disturbed."""
-    feedback: dict[str, Any] = field(default_factory=dict)
-    """Of refined tables: their base's digest, the runs with their digests, the factors, the held-out errors."""
-
-
-class CalibrationFile(Spec):
-    """Tables on disk, in the catalog's format."""
-
-    schema_version: int
-    workload: Name
-    created_utc: str = ""
-    contended_percent: NonNegative = 0.0
-    feedback: Facts = Field(default_factory=dict)
-    cluster: Cluster
 
 
 def calibrate(
@@ -104,9 +79,7 @@ def calibrate(
         InputError: torch missing, bad lanes, or the table at hand is of another machine.
         WorkerFailedError: a lane died while it was measured.
     """
-    cluster = document.get("cluster")
-    if not isinstance(cluster, dict) or "lanes" not in cluster:
-        raise InputError("cluster.lanes", "is missing: there is nothing to measure", 'use [cluster] lanes = "auto"')
+    _require_lanes(document)
     workload = workload_of(document, folder)
     path = calibration_path(document, folder, runs, workload)
     if path.is_file() and not again:
@@ -175,9 +148,7 @@ def scenario_lanes(document: dict[str, Any], folder: Path | None, runs: Path, re
     Raises:
         InputError: the scenario is not of lanes.
     """
-    cluster = document.get("cluster")
-    if not isinstance(cluster, dict) or "lanes" not in cluster:
-        raise InputError("cluster.lanes", "is missing: there is nothing to measure", 'use [cluster] lanes = "auto"')
+    _require_lanes(document)
     path = calibration_path(document, folder, runs, workload_of(document, folder))
     if path.is_file():
         devices = read_calibration(path).cluster.devices
@@ -185,6 +156,12 @@ def scenario_lanes(document: dict[str, Any], folder: Path | None, runs: Path, re
     report(f"looking for lanes: each is verified and measured, about {PROBE_LANES_S:.0f} s")
     by_hand = declared(document, folder)
     return default_lanes(lanes_from(by_hand[1], "cluster.") if by_hand is not None else ())[0]
+
+
+def _require_lanes(document: dict[str, Any]) -> None:
+    cluster = document.get("cluster")
+    if not isinstance(cluster, dict) or "lanes" not in cluster:
+        raise InputError("cluster.lanes", "is missing: there is nothing to measure", 'use [cluster] lanes = "auto"')
 
 
 def calibration_sizes(workload: Workload, lanes: int) -> list[int]:
@@ -323,204 +300,6 @@ def thin(residuals: Sequence[float]) -> list[float]:
     return [ordered[round(index * (len(ordered) - 1) / (MAX_RESIDUALS - 1))] for index in range(MAX_RESIDUALS)]
 
 
-# ---- files ----
-
-
-def calibration_path(document: dict[str, Any], folder: Path | None, runs: Path, workload: Workload) -> Path:
-    """Where the tables of a scenario lie: the file it names, else one per kind of lanes and workload."""
-    cluster = document.get("cluster")
-    named = cluster.get("calibration") if isinstance(cluster, dict) else None
-    if isinstance(named, str):
-        return inside(folder, named, "cluster.calibration")
-    return runs / "calibrations" / f"{_lanes_name(declared(document, folder))}-{workload.key}.toml"
-
-
-def write_calibration(calibration: Calibration) -> None:
-    """Write the tables in the catalog's format, with the fingerprint of the hardware they belong to."""
-    import tomli_w
-
-    document = {
-        "schema_version": 1,
-        "workload": calibration.workload,
-        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "contended_percent": calibration.contended_percent,
-        "feedback": calibration.feedback,
-        "cluster": calibration.cluster.model_dump(mode="json", exclude_none=True),
-    }
-    write_text(calibration.path, tomli_w.dumps(document))
-
-
-def read_calibration(path: Path) -> Calibration:
-    """Read tables back.
-
-    Raises:
-        InputError: missing, damaged, or of another version.
-    """
-    document = parse_file(path)
-    if document.get("schema_version") != 1 or not isinstance(document.get("workload"), str):
-        raise InputError(str(path), "is not a calibration of this version", "run `steelyard calibrate --again`")
-    found = validate(CalibrationFile, document, str(path), prefix=f"{path}: ")
-    return Calibration(
-        cluster=found.cluster,
-        workload=found.workload,
-        path=path,
-        reused=True,
-        contended_percent=found.contended_percent,
-        feedback=found.feedback,
-    )
-
-
-def refined_path(path: Path) -> Path:
-    """Where tables lie that were refined by measured runs: beside those they were made from."""
-    return path.with_suffix(".refined.toml")
-
-
-def latest_calibration(path: Path) -> Calibration:
-    """The tables at a path, or the refined ones beside them if these were made from the very tables at the path.
-
-    Raises:
-        InputError: a file is missing, damaged, or of another version.
-    """
-    base = read_calibration(path)
-    if not refined_path(path).is_file():
-        return base
-    refined = read_calibration(refined_path(path))
-    return refined if refined.feedback.get("base") == digest(base.cluster.model_dump(mode="json")) else base
-
-
-def check_workload(calibration: Calibration, workload: Workload) -> None:
-    """Compare what ran when the tables were made with what is to run.
-
-    Raises:
-        InputError: they differ.
-    """
-    if calibration.workload != workload.key:
-        raise InputError(
-            str(calibration.path),
-            "was measured with another workload",
-            "run `steelyard calibrate --again` to replace it, or name another file",
-        )
-
-
-def check_fingerprint(calibration: Calibration, force: bool) -> list[str]:
-    """Compare the tables' fingerprint with this host's.
-
-    Returns:
-        A note for the run's record where they differ and ``force`` is given, else nothing.
-
-    Raises:
-        InputError: they differ.
-    """
-    here, there = study_fingerprint(), calibration.cluster.fingerprint
-    differing = sorted(key for key in here if here[key] != there.get(key))
-    if not differing:
-        return []
-    key = differing[0]
-    what = f"{key} is {here[key]!r} here, {there.get(key)!r} there"
-    if force:
-        return [f"calibration of another machine used by --force: {what}"]
-    raise InputError(
-        str(calibration.path),
-        f"was measured on another machine: {what}",
-        "run `steelyard calibrate --again`, or add --force to use it all the same",
-    )
-
-
-def resolver(runs: Path, *, force: bool = False, notes: list[str] | None = None) -> Callable[..., dict[str, Any]]:
-    """What :func:`steelyard.sim.spec.load_scenario` asks for the parts that only this host knows.
-
-    Lanes become the devices of their calibration; a transformers model becomes its layers. ``notes`` collects what a
-    run should record.
-    """
-    import difflib
-
-    def resolve(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-        document = with_model(document, folder)
-        cluster = document.get("cluster")
-        if not isinstance(cluster, dict) or "lanes" not in cluster:
-            return document
-        known = ("calibration", "hosts", "lanes")
-        for key in (str(each) for each in cluster if each not in known):
-            near = difflib.get_close_matches(key[:200], known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-            raise InputError(f"cluster.{key}", "unknown key", hint)
-        workload = workload_of(document, folder)
-        path = calibration_path(document, folder, runs, workload)
-        if not path.is_file():
-            raise InputError(
-                "cluster.lanes", "the lanes of this host are not calibrated", "run `steelyard calibrate` first"
-            )
-        found = latest_calibration(path)
-        check_workload(found, workload)
-        if notes is not None and found.feedback:
-            notes.append(f"calibration refined by {len(found.cluster.fitted_from)} measured runs")
-        if notes is not None:
-            notes.extend(check_fingerprint(found, force))
-        else:
-            check_fingerprint(found, force)
-        cluster = found.cluster.model_dump(mode="json", exclude_none=True)
-        for device in (each for node in cluster["nodes"] for each in node["devices"] if "layer_profile" in each):
-            device["layer_profile"]["model"] = workload.model.name  # equal work, whatever it was called when it ran
-        return {**document, "cluster": cluster}
-
-    return resolve
-
-
-def with_model(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-    """The document with a transformers model (a type's name, or a configuration file) replaced by its layers."""
-    workload = document.get("workload")
-    model = workload.get("model") if isinstance(workload, dict) else None
-    if not isinstance(workload, dict) or not isinstance(model, str) or model in shipped_names("catalog/models"):
-        return document
-    from importlib.util import find_spec
-
-    if find_spec("transformers") is None or find_spec("torch") is None:
-        return document  # the loader says what is wrong with the name
-    from .workload import is_model_file, model_from_config
-
-    source: str | Path = model
-    if model.endswith(".json"):
-        source = inside(folder, model, "workload.model")
-        if is_model_file(source):
-            return document
-    found = model_from_config(source)
-    return {**document, "workload": {**workload, "model": found.model_dump(mode="json")}}
-
-
-def workload_of(document: dict[str, Any], folder: Path | None) -> Workload:
-    """The workload of a raw scenario document."""
-    part = with_model({"workload": document.get("workload")}, folder)
-    return validate(Workload, expand(part, folder).get("workload"), "workload", prefix="workload.")
-
-
-def job_of(workload: Workload, training: Training, cache: Path, *, seed: int) -> tuple[dict[str, Any], Path]:
-    """What workers need to build the model and feed it, and the file of encoded samples.
-
-    Raises:
-        InputError: the workload cannot run on lanes (dtype, no configuration).
-    """
-    if workload.dtype not in ("fp32", "bf16"):
-        raise InputError("workload.dtype", f"{workload.dtype} does not run on lanes in this version", "fp32 or bf16")
-    config = workload.model.config
-    if not config:
-        raise InputError("workload.model", "has no transformers configuration, so it cannot run", "use one that has")
-    longest = config.get("max_position_embeddings")
-    if isinstance(longest, int) and workload.sequence_length > longest:
-        raise InputError("workload.sequence_length", f"is over the model's {longest} positions", "use a shorter one")
-    if config.get("task", "sequence-classification") not in TRAINED:
-        raise InputError("workload.model", f"is a {config['task']} model", f"lanes train {' or '.join(TRAINED)}")
-    data, labels = training_data(workload, training, cache)
-    return {
-        "model": workload.model.config,
-        "labels": labels,
-        "seed": seed,
-        "dtype": workload.dtype,
-        "optimizer": workload.optimizer,
-        "learning_rate": training.learning_rate,
-        "global_batch": workload.global_batch,
-    }, data
-
-
 # ---- inner parts ----
 
 
@@ -620,11 +399,3 @@ def _memory_gib(lane: NamedLane, offer: Offer, lanes: Sequence[NamedLane]) -> fl
 def unnamed(lane: NamedLane) -> Lane:
     """The lane without its name, as a device holds it."""
     return Lane.model_validate(lane.model_dump(exclude={"name"}))
-
-
-def _lanes_name(by_hand: tuple[str, LaneFile] | None) -> str:
-    """What the lanes add to the name of their tables: a file that was edited, or another of that name, has its own."""
-    if by_hand is None:
-        return "auto" if current.get() is None else f"auto-{len(further_lanes()) + 1}-machines"
-    name, found = by_hand
-    return f"{name}-{digest(found.model_dump(mode='json'))[:8]}"

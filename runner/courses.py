@@ -19,12 +19,13 @@ from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.summary import summarise
 from ..sim.view import Policy, describe
-from .calibrate import Report, Tick, job_of
+from .calibrate import Report, Tick
 from .course import Course, refuse_disturbances, run_course
 from .intervals import Row
 from .launch import require_torch
 from .proof import MOST_GRADIENT_ERROR
 from .replay import Entry, Study, hold_out, lanes_of, prove_entries, provenance, slug, study_name, written_utc
+from .resolving import job_of
 
 
 def replay_courses(

@@ -18,10 +18,11 @@ from ..results.tables import fidelity_table
 from ..sim.disturbances import refuse_events
 from ..sim.spec import Scenario, apply_setting, load_scenario, read_document
 from ..sim.view import Fixed, Policy, View, allocate, describe
-from .calibrate import Report, Tick, calibrate, resolver
+from .calibrate import Report, Tick, calibrate
 from .devices import NamedLane
 from .operators import calibrate_operators, tables_path
 from .replay import replay
+from .resolving import resolver
 
 LEAST_PLANS = 7
 """Distinct plans to measure: winners of the search fill up what baselines that agree leave open."""

@@ -29,7 +29,7 @@ from ..sim.spec import Scenario
 from ..sim.summary import summarise
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from ..sim.workload import Workload
-from .calibrate import Report, Tick, job_of
+from .calibrate import Report, Tick
 from .devices import NamedLane, available_cpus, fingerprint
 from .execution import division
 from .fidelity import others, predict_at
@@ -50,6 +50,7 @@ from .protocol import (
     spread_out,
     twin_count,
 )
+from .resolving import job_of
 
 LEAST_POINTS = 3
 """Calibrated sizes that must be left when those of the replayed plans are held out."""

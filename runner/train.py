@@ -15,11 +15,12 @@ from ..sim.engine import simulate
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import Fixed, Policy, View, allocate, describe
-from .calibrate import Report, Tick, job_of
+from .calibrate import Report, Tick
 from .checkpoint import Checkpoint
 from .journal import Spent, spent
 from .launch import LaunchResult, require_torch
 from .replay import lanes_of
+from .resolving import job_of
 from .surviving import Course, checkpoint_every, survive
 from .texts import LABELS
 from .training_folder import About, TrainingFolder, file_sha256, new_folder

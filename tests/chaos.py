@@ -17,8 +17,9 @@ from typing import Any
 
 from steelyard.policies import make_policy
 from steelyard.results.store import to_json, write_text
-from steelyard.runner.calibrate import calibrate, resolver
+from steelyard.runner.calibrate import calibrate
 from steelyard.runner.chaos.chaos import Chaos, chaos
+from steelyard.runner.resolving import resolver
 from steelyard.sim.spec import apply_setting, load_scenario, read_document
 
 SCOREBOARD = Path(__file__).resolve().parents[1] / "results" / "scoreboard" / "chaos.json"

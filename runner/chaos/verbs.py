@@ -26,7 +26,7 @@ def chaos(
     from ...policies import policy_from_text
     from ...results.store import to_json, write_text
     from ...sim.spec import load_scenario
-    from ..calibrate import resolver
+    from ..resolving import resolver
     from .chaos import chaos as storm
 
     console = terminal()

@@ -18,11 +18,12 @@ from ...results.pooled import CaseResult, Observation, SuiteResult, suite_result
 from ...results.record import Run
 from ...results.store import read_text, to_json, write_text
 from ...sim.spec import MAX_INPUT_BYTES, Scenario, scenario_from
-from ..calibrate import Report, Tick, calibrate, resolver
+from ..calibrate import Report, Tick, calibrate
 from ..devices import NamedLane
 from ..launch import require_torch
 from ..operators import calibrate_operators, tables_path
 from ..replay import Study, lanes_of, replay
+from ..resolving import resolver
 from .cases import Case, Suite, runnable
 
 RESULT = "case.json"

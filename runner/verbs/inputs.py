@@ -27,7 +27,7 @@ def load(scenario: str, settings: list[str], runs: Path, force: bool, *, real: b
     """
     from ...sim.disturbances import refuse_events
     from ...sim.spec import load_scenario
-    from ..calibrate import resolver
+    from ..resolving import resolver
 
     notes: list[str] = []
     fill_in = resolver(runs, force=force, notes=notes)

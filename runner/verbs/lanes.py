@@ -71,7 +71,7 @@ def calibrate(
     if from_runs:
         return feed_back(document, folder, runs, from_runs, as_json=as_json)
     from ..calibrate import calibrate as measure
-    from ..calibrate import check_fingerprint
+    from ..calibrations import check_fingerprint
 
     console = terminal()
     with progress(console, "calibrating") as tick:
@@ -112,8 +112,9 @@ def time_operators(
     as_json: bool,
 ) -> None:
     """``calibrate --operators``: time the operators on the lanes of a scenario and print what was found."""
-    from ..calibrate import scenario_lanes, workload_of
+    from ..calibrate import scenario_lanes
     from ..operators import calibrate_operators, tables_path
+    from ..resolving import workload_of
 
     report = terminal().print
     lanes = scenario_lanes(document, folder, runs, report)
@@ -163,8 +164,9 @@ def feed_back(
     Raises:
         InputError: no run was measured, or not of this workload on these lanes.
     """
-    from ..calibrate import calibration_path, read_calibration, workload_of, write_calibration
+    from ..calibrations import calibration_path, read_calibration, write_calibration
     from ..feedback import refine
+    from ..resolving import workload_of
 
     workload = workload_of(document, folder)
     path = calibration_path(document, folder, runs, workload)

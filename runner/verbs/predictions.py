@@ -91,7 +91,7 @@ def whatif(
 ) -> None:
     """Sweep fields of a scenario and show the best policy, throughput, cost and gap to the bound at each point."""
     from ...policies.whatif import whatif as sweep
-    from ..calibrate import resolver
+    from ..resolving import resolver
     from ..show import progress
 
     document, folder = open_document(scenario, settings)

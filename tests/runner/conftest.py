@@ -159,7 +159,7 @@ except WorkerFailedError as error:
 @pytest.fixture
 def driver(tiny_scenario: Scenario, tmp_path: Path) -> Callable[..., AbstractContextManager[subprocess.Popen[str]]]:
     """Starts a process of its own that runs a group, each task for so many seconds, so that a test can kill it."""
-    from steelyard.runner.calibrate import job_of
+    from steelyard.runner.resolving import job_of
 
     @contextmanager
     def start(lanes: Sequence[NamedLane], *, seconds: float = 60, tasks: int = 1) -> Iterator[subprocess.Popen[str]]:

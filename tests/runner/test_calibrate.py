@@ -19,23 +19,23 @@ from steelyard.runner import calibrate as module
 from steelyard.runner.calibrate import (
     BLOCKS_PER_PLAN,
     MAX_RESIDUALS,
-    Calibration,
     build_collective,
     build_profile,
     calibrate,
-    calibration_path,
     calibration_sizes,
-    check_fingerprint,
     collective_sizes,
-    job_of,
-    read_calibration,
-    resolver,
     thin,
-    workload_of,
+)
+from steelyard.runner.calibrations import (
+    Calibration,
+    calibration_path,
+    check_fingerprint,
+    read_calibration,
     write_calibration,
 )
 from steelyard.runner.devices import NamedLane, fingerprint
 from steelyard.runner.launch import LaunchResult, Task
+from steelyard.runner.resolving import job_of, resolver, workload_of
 from steelyard.sim import cost
 from steelyard.sim.measured import interpolate
 from steelyard.sim.spec import Scenario, Training, load_scenario, read_document

@@ -11,9 +11,9 @@ import pytest
 from steelyard.policies import make_policy
 from steelyard.results.errors import InputError
 from steelyard.results.store import read_run
-from steelyard.runner.calibrate import job_of
 from steelyard.runner.course import Course, refuse_disturbances, run_course
 from steelyard.runner.replay import lanes_of, replay
+from steelyard.runner.resolving import job_of
 from steelyard.sim.disturbances import Disturbance, Rebalance
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario

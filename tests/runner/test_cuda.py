@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from steelyard.runner.calibrate import job_of
 from steelyard.runner.devices import NamedLane, candidate_lanes, gpu_names
 from steelyard.runner.launch import run_group
+from steelyard.runner.resolving import job_of
 from steelyard.sim.spec import Scenario
 
 pytestmark = [pytest.mark.cuda, pytest.mark.slow]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from steelyard.runner.calibrate import job_of
 from steelyard.runner.devices import NamedLane, available_cpus
 from steelyard.runner.execution import division, program_of
 from steelyard.runner.launch import run_group
 from steelyard.runner.proof import MOST_GRADIENT_ERROR, is_proven, prove, prove_exactly
+from steelyard.runner.resolving import job_of
 from steelyard.runner.workload import model_from_config
 from steelyard.sim.plan import Plan, PlanError
 from steelyard.sim.spec import Training

@@ -11,7 +11,7 @@ from steelyard.results.compare import Comparison, compare
 from steelyard.results.errors import InputError
 from steelyard.results.record import Run
 from steelyard.results.tables import plan_table
-from steelyard.runner.calibrate import (
+from steelyard.runner.calibrations import (
     Calibration,
     latest_calibration,
     read_calibration,

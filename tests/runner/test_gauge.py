@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steelyard.runner.calibrate import job_of
 from steelyard.runner.gauge import drift_percent, gauge_tasks
 from steelyard.runner.isolation.room import Room
 from steelyard.runner.launch import LaunchResult
 from steelyard.runner.protocol import DRIFT_PERCENT, Measurement, contention
 from steelyard.runner.replay import lanes_of
+from steelyard.runner.resolving import job_of
 from steelyard.runner.worker.member import Member
 from steelyard.runner.worker.timing import gauge
 from steelyard.sim.device import Device

@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import pytest
 from steelyard.results.errors import WorkerFailedError
-from steelyard.runner.calibrate import job_of
 from steelyard.runner.devices import NamedLane
 from steelyard.runner.launch import run_group, worker_environment
 from steelyard.runner.replay import lanes_of
+from steelyard.runner.resolving import job_of
 from steelyard.sim.spec import Scenario
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import pytest
 from steelyard.results.errors import InputError, WorkerFailedError
-from steelyard.runner.calibrate import job_of
 from steelyard.runner.declared import read_lanes
 from steelyard.runner.devices import NamedLane
 from steelyard.runner.isolation.capabilities import PAIR, Host, refusal, this_host
@@ -22,6 +21,7 @@ from steelyard.runner.isolation.groups import sweep
 from steelyard.runner.isolation.holder import Mode
 from steelyard.runner.isolation.room import asks, refuse_unavailable, rooms
 from steelyard.runner.launch import run_group
+from steelyard.runner.resolving import job_of
 from steelyard.sim.device import Wire
 from steelyard.sim.spec import Scenario
 
