@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .compare import BALANCED_PERCENT, Comparison, PlanRow
+from .compare import BALANCED_PERCENT, JUDGED_FROM, Comparison, PlanRow
 from .fidelities import FIDELITIES
 from .groups import groups
 from .record import LEDGER_LINES, Run
@@ -18,6 +18,9 @@ MOST_CAUSES = 3
 MOST_SHARES = 4
 """Devices whose samples are told one by one."""
 NONE = "-"
+
+Fact = tuple[str, str, str]
+"""Name, value with unit, and what it means in one line."""
 
 
 def plan_table(comparison: Comparison) -> list[dict[str, str]]:
@@ -100,42 +103,13 @@ def _split(row: PlanRow) -> str:
     return "+".join(shares) if len(shares) <= MOST_SHARES else f"on {sum(map(bool, row.plan.values()))} devices"
 
 
-def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """The figures to read first: name, value with unit, and what it means in one line."""
+def facts(comparison: Comparison) -> list[Fact]:
+    """The figures to read first."""
     each = comparison
-    tau = (
-        f"over {each.kendall_pairs} of {each.kendall_pairs_total} pairs of plans: those apart by twice the noise floor"
-    )
-    judged = (
-        f"80 % expected; p = {each.coverage_p_value:.2g}"
-        if each.coverage_p_value is not None
-        else "not judged under 50"
-    )
     return [
-        (
-            "mean error",
-            percent(each.mean_error_percent),
-            f"with its sign; above 0: predicted too slow. At the balance point {percent(each.balance_error_percent)} "
-            f"({each.balance_plans} plans predicted within {BALANCED_PERCENT:.0f} % of the best)",
-        ),
-        (
-            "mean absolute error",
-            percent(each.mape_percent, sign=False),
-            f"of the median step time, {each.fidelity} predictions",
-        ),
-        ("worst error", percent(each.worst_signed_error_percent), each.worst_plan),
-        ("rank agreement", NONE if each.kendall_tau is None else f"{each.kendall_tau:.2f}", f"Kendall's tau {tau}"),
-        (
-            "regret",
-            percent(each.regret_percent),
-            "how much slower the simulator's pick is than the truly best plan; below 0: noise",
-        ),
-        (
-            "coverage",
-            percent(each.coverage_percent, sign=False),
-            f"of {each.coverage_count} launch medians in the predicted interval ({judged}); "
-            f"mean width {each.interval_width_percent:.1f} %",
-        ),
+        *_error_facts(each),
+        *_choice_facts(each),
+        _coverage_fact(each),
         *_fidelity_fact(each),
         ("noise floor", percent(each.noise_floor_percent, sign=False), "the same plan measured against itself (A/A)"),
         ("host", "busy" if each.busy else "quiet", "by disturbed compute, drift since calibration, noise floor"),
@@ -149,7 +123,53 @@ def facts(comparison: Comparison) -> list[tuple[str, str, str]]:
     ]
 
 
-def _steadied(comparison: Comparison) -> list[tuple[str, str, str]]:
+def _error_facts(each: Comparison) -> list[Fact]:
+    return [
+        (
+            "mean error",
+            percent(each.mean_error_percent),
+            f"with its sign; above 0: predicted too slow. At the balance point {percent(each.balance_error_percent)} "
+            f"({each.balance_plans} plans predicted within {BALANCED_PERCENT:.0f} % of the best)",
+        ),
+        (
+            "mean absolute error",
+            percent(each.mape_percent, sign=False),
+            f"of the median step time, {each.fidelity} predictions",
+        ),
+        ("worst error", percent(each.worst_signed_error_percent), each.worst_plan),
+    ]
+
+
+def _choice_facts(each: Comparison) -> list[Fact]:
+    """How well the predictions choose among plans."""
+    tau = (
+        f"over {each.kendall_pairs} of {each.kendall_pairs_total} pairs of plans: those apart by twice the noise floor"
+    )
+    return [
+        ("rank agreement", NONE if each.kendall_tau is None else f"{each.kendall_tau:.2f}", f"Kendall's tau {tau}"),
+        (
+            "regret",
+            percent(each.regret_percent),
+            "how much slower the simulator's pick is than the truly best plan; below 0: noise",
+        ),
+    ]
+
+
+def _coverage_fact(each: Comparison) -> Fact:
+    judged = (
+        f"80 % expected; p = {each.coverage_p_value:.2g}"
+        if each.coverage_p_value is not None
+        else f"not judged under {JUDGED_FROM}"
+    )
+    return (
+        "coverage",
+        percent(each.coverage_percent, sign=False),
+        f"of {each.coverage_count} launch medians in the predicted interval ({judged}); "
+        f"mean width {each.interval_width_percent:.1f} %",
+    )
+
+
+def _steadied(comparison: Comparison) -> list[Fact]:
     each = comparison.steadied
     if each is None:
         return []
@@ -160,13 +180,13 @@ def _steadied(comparison: Comparison) -> list[tuple[str, str, str]]:
     return [("mean error without drift", percent(each.mape_percent, sign=False), meaning)]
 
 
-def _optimum(comparison: Comparison) -> list[tuple[str, str, str]]:
+def _optimum(comparison: Comparison) -> list[Fact]:
     share = comparison.optimum_share_percent
     meaning = "throughput of the best plan measured, of what the tables allow any split with its all-reduce"
     return [] if share is None else [("share of the optimum", percent(share, sign=False), meaning)]
 
 
-def _fidelity_fact(comparison: Comparison) -> list[tuple[str, str, str]]:
+def _fidelity_fact(comparison: Comparison) -> list[Fact]:
     """The mean absolute error of every fidelity, where there are several."""
     if len(comparison.fidelities) < 2:
         return []
