@@ -121,7 +121,8 @@ def figures(device: DeviceView) -> tuple[object, ...]:
     limit = device.largest_micro_batch or 0
     key = (-device.peak_flops, -device.memory_bandwidth, -device.memory_bytes, -device.capacity, -limit)
     times = (_sampled(Identity(device.cost.forward)), _sampled(Identity(device.cost.backward)))
-    return (*key, device.cost.optimizer_s, *times)
+    waking = tuple((point.blocked_s, point.extra_s) for point in device.cost.waking)
+    return (*key, device.cost.optimizer_s, *times, waking)
 
 
 @lru_cache(maxsize=1024)

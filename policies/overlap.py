@@ -21,18 +21,20 @@ from ..sim.roofline import Identity, backwards_s, classes, kind_of, powers
 from ..sim.steps import Flags, Floats, Ints, Kinds, Steps
 from ..sim.times import layer_times
 from ..sim.view import View
+from ..sim.waking import extra_s
 from ..sim.workload import Workload
 
 
 class Overlapped:
     """From the end of one step's buckets to that of the next, if a device were the last to be ready for all of them.
 
-    These are :class:`~steelyard.sim.steps.Times`: the simulated step without noise is their maximum over the devices,
-    where these have no table of what waking costs (:mod:`steelyard.sim.waking`).
+    These are :class:`~steelyard.sim.steps.Times`: the simulated step without noise is their maximum over the devices.
+    What waking costs (:mod:`steelyard.sim.waking`) is in them: the last to come, who sets the pace, was blocked for the
+    collective alone, which does not depend on the split.
     """
 
-    def __init__(self, steps: Steps, rests: Rests | None, left_s: Floats) -> None:
-        self.steps = steps
+    def __init__(self, steps: Steps, rests: Rests | None, left_s: Floats, waking_s: Floats | None = None) -> None:
+        self.steps, self._waking_s = steps, waking_s
         self.row_of, self.capacity = steps.row_of, steps.capacity
         self._rests = rests
         """None where nothing overlaps: one message, after the backward pass."""
@@ -48,7 +50,7 @@ class Overlapped:
         if not len(self.left_s):
             return 0.0
         if self._rests is None:
-            return float(self.left_s[0])
+            return float(self.left_s[0]) + (self._waking_s[rows] if self._waking_s is not None else 0.0)
         kinds = self.steps.index[rows]
         size = samples // np.maximum(-(-samples // self._rests.kinds.largest[kinds]), 1)
         found: Floats = np.maximum((self.left_s - self._rests.at(kinds, size)).max(axis=1), 0.0)
@@ -147,8 +149,8 @@ class Overlaps:
         if not self._buckets or len(names) < 2:
             return Overlapped(steps, None, np.zeros(0))
         if not self._beside[places].all():
-            whole = self._network.collective("all_reduce", names, self.view.workload.gradient_bytes)
-            return Overlapped(steps, None, np.array([whole.alone_s]))
+            whole_s = self._network.collective("all_reduce", names, self.view.workload.gradient_bytes).alone_s
+            return Overlapped(steps, None, np.array([whole_s]), self._waking_s(steps, whole_s))
         each = [self._network.collective("all_reduce", names, size).alone_s for _, size in self._buckets]
         return Overlapped(steps, self._rests, np.cumsum(each[::-1])[::-1])
 
@@ -167,6 +169,12 @@ class Overlaps:
             return Overlapped(self.view.steps, None, np.array([share * self.view.workload.gradient_bytes]))
         sizes = np.array([size for _, size in self._buckets])
         return Overlapped(self.view.steps, self._rests, share * np.cumsum(sizes[::-1])[::-1])
+
+    @staticmethod
+    def _waking_s(steps: Steps, blocked_s: float) -> Floats | None:
+        """Per row, what waking costs whoever was blocked for the collective alone; None where nobody pays."""
+        tables = [steps.kinds.devices[kind].cost.waking for kind in steps.index.tolist()]
+        return np.array([extra_s(table, blocked_s) for table in tables]) if any(tables) else None
 
     @cached_property
     def _rests(self) -> Rests:

@@ -437,8 +437,7 @@ def measured_run(
 def split_bound_s(scenario: Scenario) -> float | None:
     """Seconds of the best data-parallel split by the lanes' tables, all-reduce included, without noise; None: no split.
 
-    ``makespan`` is exact by these tables over all sets of up to eight devices, but for what waking costs, which neither
-    its choice nor this figure knows.
+    ``makespan`` is exact by these tables, what waking costs included, over all sets of up to eight devices.
     """
     view = View.of(scenario)
     try:

@@ -26,6 +26,7 @@ from .device import (
     Profile,
     ProfilePoint,
     Saturation,
+    WakePoint,
 )
 from .roofline import LEAST_S, Identity, Indivisible, Part, Recompute, Split
 from .workload import Workload, at
@@ -52,6 +53,8 @@ class DeviceCost:
     forward: Line | Curve
     backward: Line | Curve
     optimizer_s: float
+    waking: tuple[WakePoint, ...] = ()
+    """What its next work takes longer after a collective; see :mod:`.waking`."""
 
     def compute_s(self, samples: int) -> float:
         """Forward and backward of one micro-batch, in seconds."""
@@ -123,6 +126,7 @@ def profiled_cost(name: str, profile: Profile, slowdown: float = 1.0) -> DeviceC
         forward=fit_curve([(point.micro_batch, slowdown * point.forward_s) for point in profile.points]),
         backward=fit_curve([(point.micro_batch, slowdown * point.backward_s) for point in profile.points]),
         optimizer_s=slowdown * profile.optimizer_s,
+        waking=tuple(profile.waking),
     )
 
 

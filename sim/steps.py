@@ -163,6 +163,7 @@ def _key(device: DeviceView) -> tuple[object, ...]:
         forward if isinstance(forward, Line) else id(forward),
         backward if isinstance(backward, Line) else id(backward),
         cost.optimizer_s,
+        tuple((point.blocked_s, point.extra_s) for point in cost.waking),
         device.capacity,
         device.largest_micro_batch,
     )

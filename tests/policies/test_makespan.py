@@ -14,15 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steelyard.policies.apportion import min_max
 from steelyard.policies.makespan import Makespan
+from steelyard.policies.overlap import step_s
 from steelyard.policies.participants import sets_of
 from steelyard.policies.testing import scenarios
 from steelyard.sim.bounds import lower_bound_s
 from steelyard.sim.cost import DeviceCost, Line
+from steelyard.sim.device import WakePoint
 from steelyard.sim.engine import objective_value
 from steelyard.sim.plan import Infeasible
 from steelyard.sim.spec import Scenario
 from steelyard.sim.steps import Steps
-from steelyard.sim.view import DeviceView, View
+from steelyard.sim.view import DeviceView, Fixed, View
 
 
 def _device(name: str, fixed_s: float, per_sample_s: float, capacity: int, largest: int | None = None) -> DeviceView:
@@ -129,6 +131,46 @@ def test_the_engine_agrees_with_the_estimate_that_is_optimised(quiet_scenario: S
     values = [objective_value(quiet_scenario, Split(fast), seed=0, launches=1) for fast in range(33)]
     assert best == pytest.approx(max(values), rel=1e-9)
     assert lower_bound_s(view) <= view.global_batch / best * (1 + 1e-9)
+
+
+EXTRAS = st.lists(st.floats(0.0, 0.02), min_size=3, max_size=3).map(sorted)
+
+
+@settings(max_examples=15)
+@given(extras=st.tuples(EXTRAS, EXTRAS))
+def test_what_waking_costs_is_minimised_too(quiet_scenario: Scenario, extras: tuple[list[float], list[float]]) -> None:
+    """No split is faster in the engine, whatever the tables of waking say; the step is known to a rounding."""
+    scenario = _waking(quiet_scenario, extras)
+    view = View.of(scenario)
+    plans = [view.plan([fast, view.global_batch - fast]) for fast in range(view.global_batch + 1)]
+    times = [view.global_batch / objective_value(scenario, Fixed(plan), seed=0, launches=1) for plan in plans]
+    assert times == pytest.approx([step_s(view, plan) for plan in plans], rel=1e-9)
+    assert step_s(view, Makespan().allocate(view)) == pytest.approx(min(times), rel=1e-9)
+
+
+def test_a_lane_that_wakes_slowly_gets_fewer_samples(quiet_scenario: Scenario) -> None:
+    nothing, much = [0.0, 0.0, 0.0], [0.02, 0.02, 0.02]
+    splits = [
+        Makespan(leave_out=False).allocate(View.of(_waking(quiet_scenario, each))).split()
+        for each in ((nothing, nothing), (much, nothing), (much, much))
+    ]
+    assert splits[1]["fast"] < splits[0]["fast"]
+    assert splits[2] == splits[0]
+
+
+def _waking(scenario: Scenario, extras: Sequence[Sequence[float]]) -> Scenario:
+    """The lanes with tables of waking, and without communication beside their work."""
+    node = scenario.cluster.nodes[0]
+    devices = []
+    for device, each in zip(node.devices, extras, strict=True):
+        assert device.profile is not None
+        points = [
+            WakePoint(blocked_s=blocked, extra_s=extra) for blocked, extra in zip((1e-3, 1e-2, 0.1), each, strict=True)
+        ]
+        profile = device.profile.model_copy(update={"waking": points})
+        devices.append(device.model_copy(update={"profile": profile, "overlaps": False}))
+    cluster = scenario.cluster.model_copy(update={"nodes": [node.model_copy(update={"devices": devices})]})
+    return scenario.model_copy(update={"cluster": cluster})
 
 
 def test_a_device_is_left_out_where_its_all_reduce_costs_more_than_it_gives(quiet_scenario: Scenario) -> None:
