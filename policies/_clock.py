@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ..sim import footprint
 from ..sim.cost import LEAST_S
 from ..sim.noise import Floats
-from ..sim.schedule import Piece, order
+from ..sim.schedule import Kind
 from ._stages import Chain, Ways
+from ._waves import Wave, waves_of
 
 Places = NDArray[np.intp]
 STEPS = 2
@@ -111,54 +112,47 @@ class _Clock:
     """The clocks of all stages of all cuts, step by step."""
 
     def __init__(self, chain: Chain, cuts: Cuts, seconds: Costs) -> None:
-        stages, kind = cuts.stages, chain.schedule if cuts.stages > 1 else "1f1b"
+        stages, count = cuts.stages, len(cuts)
         sizes = [size for size, _ in chain.shares]
-        self.classes = [sizes.index(size) for size in chain.sizes]
-        self.seconds, self.every = seconds, np.arange(len(cuts))
-        self.pieces = [order(kind, stages, stage, 1, chain.count) for stage in range(stages)]
-        self.waiting = [bool(each.any()) for each in seconds.waits]
-        self.clocks = np.zeros((stages, len(cuts)))
-        self.free = np.zeros((2, max(stages - 1, 1), len(cuts)))
+        kind: Kind = "gpipe" if chain.schedule == "gpipe" and stages > 1 else "1f1b"
+        self.waves = waves_of(kind, stages, chain.count)
+        self.classes = np.array([sizes.index(size) for size in chain.sizes], dtype=np.intp)
+        self.seconds, self.every = seconds, np.arange(count)
+        self.work_s = np.array([seconds.forward_s, seconds.backward_s])
+        """(direction, size, stage, cut)."""
+        links = max(stages - 1, 1)
+        ways = np.array(seconds.ways).reshape(len(sizes), stages - 1, 2, 2, count)
+        alone, busy = np.moveaxis(ways, (3, 2), (0, 1))
+        self.busy_s, self.latency_s = busy, alone - busy
+        """(direction, size, link, cut)."""
+        self.waits = np.array(seconds.waits)
+        self.waiting = bool(self.waits.any())
+        self.clocks = np.zeros((stages, count))
+        self.free = np.zeros((2, links, count))
+        self.arrived = np.zeros((self.waves.room, count))
 
     def step(self) -> Floats:
         """One step; when it is over."""
-        self.arrived: dict[tuple[bool, int, int], Floats] = {}
-        places = [0] * len(self.pieces)
-        moved = True
-        while moved:
-            moved = False
-            for stage, pieces in enumerate(self.pieces):
-                while places[stage] < len(pieces) and self._ready(stage, pieces[places[stage]]):
-                    self._do(stage, pieces[places[stage]])
-                    places[stage] += 1
-                    moved = True
+        for wave in self.waves.waves:
+            self._do(wave)
         self._synchronise()
         return np.asarray(self.clocks.max(axis=0), dtype=np.float64)
 
-    def _ready(self, stage: int, piece: Piece) -> bool:
-        from_outside = stage < len(self.pieces) - 1 if piece.backward else stage > 0
-        return not from_outside or (piece.backward, stage, piece.micro_batch) in self.arrived
-
-    def _do(self, stage: int, piece: Piece) -> None:
-        kind = self.classes[piece.micro_batch]
-        message = self.arrived.pop((piece.backward, stage, piece.micro_batch), None)
-        if message is not None:
-            np.maximum(self.clocks[stage], message, out=self.clocks[stage])
-        times = self.seconds.backward_s if piece.backward else self.seconds.forward_s
-        self.clocks[stage] += times[kind][stage]
-        target = stage - 1 if piece.backward else stage + 1
-        if 0 <= target < len(self.pieces):
-            self._send(stage, target, piece, self.seconds.ways[kind][min(stage, target)])
-
-    def _send(self, stage: int, target: int, piece: Piece, ways: Ways) -> None:
-        alone, busy = ways[2:] if piece.backward else ways[:2]
-        free = self.free[int(piece.backward), min(stage, target)]
-        np.maximum(free, self.clocks[stage], out=free)
-        free += busy
-        came = free + (alone - busy)
-        self.arrived[piece.backward, target, piece.micro_batch] = came
-        if self.waiting[stage]:
-            self.clocks[stage] = np.where(self.seconds.waits[stage], free, self.clocks[stage])  # until it has left
+    def _do(self, wave: Wave) -> None:
+        size = self.classes[wave.micro_batch]
+        clock = self.clocks[wave.stage]
+        if len(wave.receives):
+            clock[wave.receives] = np.maximum(clock[wave.receives], self.arrived[wave.received])
+        clock += self.work_s[wave.backward, size, wave.stage]
+        if len(wave.sends):
+            back, stage, size = wave.backward[wave.sends], wave.stage[wave.sends], size[wave.sends]
+            link = stage - back
+            free = np.maximum(self.free[back, link], clock[wave.sends]) + self.busy_s[back, size, link]
+            self.free[back, link] = free
+            self.arrived[wave.sent] = free + self.latency_s[back, size, link]
+            if self.waiting:
+                clock[wave.sends] = np.where(self.waits[stage], free, clock[wave.sends])  # until it has left
+        self.clocks[wave.stage] = clock
 
     def _synchronise(self) -> None:
         """Gradients of tied layers, then the optimizer."""

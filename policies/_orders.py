@@ -110,22 +110,24 @@ def states(counts: Sequence[int], *, apart: bool) -> int:
     return subsets * len(counts) * (len(counts) if apart else 1)
 
 
-def best_cuts(chain: Chain, orders: Orders) -> list[Cut]:
+def best_cuts(chain: Chain, orders: Orders, below: float = math.inf) -> list[Cut]:
     """Cuts that no other one beats in both sum and load, as far as the closed-form step needs them; the best first.
 
-    Empty where nothing fits into memory.
+    Empty where nothing fits into memory, or where bounds say that no step is shorter than ``below``.
     """
-    found: list[Cut] = []
-    fastest = _least(chain, orders, np.inf, by_load=False)
+    more = chain.count - 1
+    highest = (below * (1 + ROUNDING) - chain.least_sum_s) / more if more else np.inf
+    fastest = _least(chain, orders, highest, by_load=False)
     if fastest is None:
-        return found
-    least = _least(chain, orders, np.inf, by_load=True)
+        return []
+    found = [fastest]
+    least = _least(chain, orders, highest, by_load=True)
     assert least is not None, "what fits has a least load"
-    found.append(fastest)
+    if fastest.sum_s + more * least.load_s > below:
+        return []
     tight = _least(chain, orders, least.load_s * (1 + ROUNDING), by_load=False)
     if tight is not None:
         found.append(tight)
-    more = chain.count - 1
     best = min(cut.step_s(chain.count) for cut in found)
     at_load, limit = fastest, _before(fastest.load_s)
     while more and (best - (at_load.sum_s + more * least.load_s)) > ROUNDING * best:
@@ -152,7 +154,9 @@ def _least(chain: Chain, orders: Orders, limit: float, *, by_load: bool) -> Cut 
         following = np.full((orders.rows[level + 1], chain.layers + 1), np.inf)
         for move in moves:
             block = _block(chain, move, level, limit, by_load=by_load)
-            following[move.goes] = np.minimum(following[move.goes], _front(values[-1][move.came], block, by_load))
+            if len(block):
+                front = _front(chain, values[-1][move.came], block, by_load)
+                following[move.goes] = np.minimum(following[move.goes], front)
         values.append(following)
     ends = [(float(values[level][:, 0].min()), level) for level in range(orders.least, len(values))]
     best, level = min(ends)
@@ -161,19 +165,25 @@ def _least(chain: Chain, orders: Orders, limit: float, *, by_load: bool) -> Cut 
     return _traced(chain, orders, values, level, limit=limit, by_load=by_load)
 
 
-def _block(chain: Chain, move: Move, level: int, limit: float, *, by_load: bool, rows: int | slice = EVERY) -> Floats:
-    """What a new stage [i, j) takes; infinite where it does not fit or is above the limit."""
-    adds, load = chain.stage(move.label, move.behind)
-    wanted = load if by_load else adds
-    return np.where(chain.fits(move.label, level)[rows] & (load[rows] <= limit), wanted[rows], np.inf)
+def _block(chain: Chain, move: Move, level: int, limit: float, *, by_load: bool, first: int | slice = EVERY) -> Floats:
+    """What a new stage takes, by its number of layers and its first one; infinite where it does not fit or is too slow.
+
+    As many rows as it may have layers at most, be it for its load or for memory.
+    """
+    spans, fits = chain.spans(move.label, move.behind), chain.fits_spans(move.label, level)
+    within = np.flatnonzero(spans.least_load[: len(fits)] <= limit)
+    most = int(within[-1]) + 1 if len(within) else 0
+    wanted = spans.load if by_load else spans.adds
+    allowed = fits[:most, first] & (spans.load[:most, first] <= limit)
+    return np.where(allowed, wanted[:most, first], np.inf)
 
 
-def _front(rows: Floats, block: Floats, by_load: bool) -> Floats:
+def _front(chain: Chain, rows: Floats, block: Floats, by_load: bool) -> Floats:
     """Per row and first layer of the stage in front, the least over the layer where it ends."""
-    join = np.maximum if by_load else np.add
+    join, ends = np.maximum if by_load else np.add, chain.ends[: len(block)]
     part = max(1, AT_ONCE // block.size)
-    found = [join(rows[low : low + part, None, :], block[None]).min(axis=-1) for low in range(0, len(rows), part)]
-    return np.concatenate(found)
+    found = [join(rows[low : low + part][:, ends], block).min(axis=1) for low in range(0, len(rows), part)]
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _traced(chain: Chain, orders: Orders, values: Sequence[Floats], level: int, *, limit: float, by_load: bool) -> Cut:
@@ -205,11 +215,10 @@ def _came_from(
     join = np.maximum if by_load else np.add
     for move in orders.moves[level - 1]:
         for came in move.came[move.goes == row].tolist():
-            row_s = _block(chain, move, level - 1, limit, by_load=by_load, rows=first)
-            ends = join(values[level - 1][came], row_s)
-            last = int(ends.argmin())
-            if ends[last] == values[level][row, first]:
-                return move, came, last
+            column = _block(chain, move, level - 1, limit, by_load=by_load, first=first)
+            ends = join(values[level - 1][came, chain.ends[: len(column), first]], column)
+            if len(ends) and ends.min() == values[level][row, first]:
+                return move, came, first + 1 + int(ends.argmin())
     raise AssertionError("a value of the programme that no move gives")
 
 

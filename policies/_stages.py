@@ -179,6 +179,17 @@ class Ways(NamedTuple):
         return self.forward_s + self.backward_s
 
 
+class Spans(NamedTuple):
+    """Stages by their numbers of layers (the first row has one) and first layers; infinite beyond the last layer."""
+
+    adds: Floats
+    """Seconds that a stage adds to a pass."""
+    load: Floats
+    """And its load on the bottleneck."""
+    least_load: Floats
+    """The least load of any stage of so many layers."""
+
+
 class Chain:
     """Costs of every stage on every label for one list of micro-batches, schedule and recomputation.
 
@@ -209,11 +220,13 @@ class Chain:
         self._fits: dict[tuple[int, int], Flags] = {}
         self._stages: dict[tuple[int, int], tuple[Floats, Floats]] = {}
         self._ways: dict[tuple[int, int, int], Ways] = {}
+        self._spans: dict[tuple[int, int], Spans] = {}
+        self._fits_spans: dict[tuple[int, int], Flags] = {}
 
     def loaded(self, message_share: float) -> Chain:
         """The same with another load of messages; what is known of ways and memory is shared."""
         other = copy.copy(self)
-        other.message_share, other._stages = message_share, {}
+        other.message_share, other._stages, other._spans = message_share, {}, {}
         return other
 
     @property
@@ -311,6 +324,41 @@ class Chain:
         busy = sum(share * (each.forward_busy_s + each.backward_busy_s) for share, each in ways)
         return total, np.maximum(passes, busy)
 
+    @cached_property
+    def ends(self) -> NDArray[np.intp]:
+        """By the number of a stage's layers and its first one, where it ends; those beyond the last end there."""
+        return np.minimum(np.arange(1, self.layers + 1)[:, None] + np.arange(self.layers + 1), self.layers)
+
+    def _by_length(self, table: Floats) -> Floats:
+        """Entries of stages [i, j) by their numbers of layers and first ones; infinite beyond the last layer."""
+        first, length = np.arange(self.layers + 1), np.arange(1, self.layers + 1)[:, None]
+        return np.where(first + length <= self.layers, table[first, self.ends], np.inf)
+
+    def spans(self, label: int, behind: int) -> Spans:
+        """What :meth:`stage` says, by the number of layers."""
+        key = (label, behind)
+        if key not in self._spans:
+            adds, load = self.stage(label, behind)
+            every = self._by_length(adds)
+            loads = every if load is adds else self._by_length(load)
+            self._spans[key] = Spans(every, loads, loads.min(axis=1))
+        return self._spans[key]
+
+    def fits_spans(self, label: int, behind: int) -> Flags:
+        """What :meth:`fits` says, by the number of layers, up to the most that fit anywhere."""
+        key = (label, self._in_flight(behind))
+        if key not in self._fits_spans:
+            fits = self._by_length(np.where(self.fits(label, behind), 0.0, np.inf)) == 0.0
+            most = np.flatnonzero(fits.any(axis=1))
+            self._fits_spans[key] = fits[: int(most[-1]) + 1 if len(most) else 0]
+        return self._fits_spans[key]
+
+    @cached_property
+    def least_sum_s(self) -> float:
+        """No pipeline passes a micro-batch through all layers in less: each layer on the device fastest with it."""
+        times = np.array([np.diff(self.passes(label)[0]) for label in range(len(self.labels))])
+        return float(times.min(axis=0).sum()) * (1 - 1e-9)
+
     def fits(self, label: int, behind: int) -> Flags:
         """Whether stages [i, j) fit on a label with so many stages behind them."""
         key = (label, self._in_flight(behind))
@@ -323,4 +371,9 @@ class Chain:
         return self._fits[key]
 
     def _in_flight(self, behind: int) -> int:
-        return sum(self.sizes) if self.schedule == "gpipe" else sum(self.sizes[: behind + 1])
+        """Samples in flight with so many stages behind."""
+        return self._sums[-1 if self.schedule == "gpipe" else min(behind, self.count - 1)]
+
+    @cached_property
+    def _sums(self) -> list[int]:
+        return list(itertools.accumulate(self.sizes))

@@ -7,12 +7,15 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, ClassVar
 
 import numpy as np
 
 from ..sim.plan import Infeasible, Plan
+from ..sim.roofline import Identity
 from ..sim.view import View
+from ..sim.workload import Workload
 from ._base import Choice, Range
 from ._clock import Cuts, fitting, least_s
 from ._orders import Cut, along, best_cuts, count_sequences, every_order, sequences, states
@@ -107,8 +110,15 @@ class CutFlops(_InOrder):
 
 def flops(view: View) -> list[int]:
     """FLOPs of each layer for one sample, forward and backward."""
-    tokens = view.workload.sequence_length
-    return [round(layer.forward_flops(tokens) + layer.backward_flops(tokens)) for layer in view.workload.layers]
+    return list(_flops(Identity(view.workload)))
+
+
+@lru_cache(maxsize=64)
+def _flops(key: Identity) -> tuple[int, ...]:
+    workload = key.value
+    assert isinstance(workload, Workload)
+    tokens = workload.sequence_length
+    return tuple(round(layer.forward_flops(tokens) + layer.backward_flops(tokens)) for layer in workload.layers)
 
 
 def equal_layers(layers: int, stages: int) -> list[int]:
@@ -210,28 +220,31 @@ def improved(chain: Chain, counts: Sequence[int], *, least: int, most: int, best
 
     No more is tried where the first ones are far from ``best_s``, the step of another list of micro-batches.
     """
-    known: dict[tuple[int, ...], list[Cut]] = {}
+    known: dict[tuple[int, ...], float] = {}
 
-    def cuts(order: tuple[int, ...]) -> list[Cut]:
+    def judged(order: tuple[int, ...], below: float) -> float:
+        """Its least step; endless where that is known to be no shorter than ``below``."""
         if order not in known:
-            known[order] = best_cuts(chain, along(order))
+            found = best_cuts(chain, along(order), below)
+            known[order] = found[0].step_s(chain.count) if found else math.inf
         return known[order]
 
-    def judged(order: tuple[int, ...]) -> float:
-        return cuts(order)[0].step_s(chain.count) if cuts(order) else math.inf
-
-    best = min(dict.fromkeys(_first_orders(chain, least, most)), key=lambda order: (judged(order), order))
-    better = judged(best) < HOPELESS * best_s
+    best_step, first = math.inf, list(dict.fromkeys(_first_orders(chain, least, most)))
+    for order in first:
+        best_step = min(best_step, judged(order, best_step))
+    best = min(order for order in first if known[order] == best_step)
+    better = best_step < HOPELESS * best_s
     most_tried = min(TRIED, len(known) + TRIED_WORK // along(best).work(chain.layers))
     while better and len(known) < most_tried:
         better = False
         for order in _neighbours(best, counts, least):
             if len(known) >= most_tried:
                 break
-            if judged(order) < judged(best) * (1 - 1e-9):
-                best, better = order, True
+            step = judged(order, best_step)
+            if step < best_step * (1 - 1e-9):
+                best_step, best, better = step, order, True
                 break
-    return cuts(best)
+    return best_cuts(chain, along(best))
 
 
 def _first_orders(chain: Chain, least: int, most: int) -> Iterator[tuple[int, ...]]:
