@@ -327,7 +327,8 @@ class Chain:
     @cached_property
     def ends(self) -> NDArray[np.intp]:
         """By the number of a stage's layers and its first one, where it ends; those beyond the last end there."""
-        return np.minimum(np.arange(1, self.layers + 1)[:, None] + np.arange(self.layers + 1), self.layers)
+        found: NDArray[np.intp] = np.arange(1, self.layers + 1)[:, None] + np.arange(self.layers + 1)
+        return np.asarray(np.minimum(found, self.layers), dtype=np.intp)
 
     def _by_length(self, table: Floats) -> Floats:
         """Entries of stages [i, j) by their numbers of layers and first ones; infinite beyond the last layer."""
