@@ -44,12 +44,18 @@ class Kind:
         return sum(map(len, self.machines))
 
     def groups(self, degree: int) -> list[tuple[str, ...]]:
-        """Groups of so many devices of one machine, machine by machine."""
-        return [
-            names[start : start + degree]
-            for names in self.machines
-            for start in range(0, len(names) - degree + 1, degree)
-        ]
+        """Groups of so many devices of one machine, machine by machine; not to be changed."""
+        if degree not in self._groups:
+            self._groups[degree] = [
+                names[start : start + degree]
+                for names in self.machines
+                for start in range(0, len(names) - degree + 1, degree)
+            ]
+        return self._groups[degree]
+
+    @cached_property
+    def _groups(self) -> dict[int, list[tuple[str, ...]]]:
+        return {}
 
 
 class Seat(NamedTuple):

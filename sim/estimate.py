@@ -67,6 +67,7 @@ class Estimator:
         self.machine = [first.setdefault(each, number) for number, each in enumerate(figures)]
         self.crowds = Crowds(self.network, self.workload)
         self._jobs: dict[object, tuple[float, float]] = {}
+        self._last: tuple[Plan, list[Line]] | None = None
         self.reductions = Reductions(view, self._rest_s)
 
     def of(self, plan: Plan) -> Estimate:
@@ -91,6 +92,16 @@ class Estimator:
     # Pipelines
 
     def _lines(self, plan: Plan) -> list[Line]:
+        """Its pipelines by class; known where the plan before had the very same ones."""
+        if self._last is not None:
+            last, lines = self._last
+            if plan.pipelines is last.pipelines and (plan.schedule, plan.zero) == (last.schedule, last.zero):
+                return lines
+        lines = self._computed_lines(plan)
+        self._last = plan, lines
+        return lines
+
+    def _computed_lines(self, plan: Plan) -> list[Line]:
         found: dict[object, list[int]] = {}
         for number, pipeline in enumerate(plan.pipelines):
             found.setdefault(self._key(pipeline), []).append(number)
@@ -117,21 +128,25 @@ class Estimator:
         pipelines = tuple(plan.pipelines[number] for number in numbers)
         lanes = _slowest(every[number] for number in numbers)
         pipeline = pipelines[0]
-        workers = max(positions(pipeline)) + 1
-        kept, left = _shortened(pipeline.micro_batches, KEPT * workers)
-        ends = self._ends(plan, pipeline, kept, lanes)
-        for run, (size, more) in enumerate(left):
-            if more:  # the pace of this run: what its last micro-batches add
-                fewer = _without(kept, size, workers)
-                pace = (max(ends) - max(self._ends(plan, pipeline, fewer, lanes))) / workers
-                ends = [end + pace * more for end in ends]
-                assert run < len(left)
+        ends = self._last_ends(plan, pipeline, lanes)
         busy = []
         for number in range(len(pipeline.stages)):
             jobs = [self._job_s(plan, pipeline, number, size) for size in Counter(pipeline.micro_batches)]
             counts = Counter(pipeline.micro_batches).values()
             busy.append(sum(count * sum(job) for count, job in zip(counts, jobs, strict=True)))
         return Line(pipelines, tuple(ends), tuple(busy))
+
+    def _last_ends(self, plan: Plan, pipeline: Pipeline, lanes: Mapping[Way, Lane]) -> list[float]:
+        """When the last backward pass of each stage ends."""
+        workers = max(positions(pipeline)) + 1
+        kept, left = _shortened(pipeline.micro_batches, KEPT * workers)
+        ends = self._ends(plan, pipeline, kept, lanes)
+        for size, more in left:
+            if more:  # the pace of this run: what its last micro-batches add
+                fewer = _without(kept, size, workers)
+                pace = (max(ends) - max(self._ends(plan, pipeline, fewer, lanes))) / workers
+                ends = [end + pace * more for end in ends]
+        return ends
 
     def _ends(self, plan: Plan, pipeline: Pipeline, sizes: list[int], lanes: Mapping[Way, Lane]) -> list[float]:
         """When the last backward pass of each stage ends, for so many micro-batches of some sizes."""

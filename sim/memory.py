@@ -130,10 +130,10 @@ def peak(workload: Workload, plan: Plan) -> dict[str, Memory]:
     known: dict[object, list[_Member]] = {}
     found: dict[str, Memory] = {}
     for pipeline in plan.pipelines:
-        shape = _shape(pipeline)
-        if shape not in known:
-            known[shape] = [_member(workload, plan, pipeline, group, peers) for group in groups(pipeline)]
-        for member in known[shape]:
+        key = shape(pipeline)
+        if key not in known:
+            known[key] = [_member(workload, plan, pipeline, group, peers) for group in groups(pipeline)]
+        for member in known[key]:
             devices = pipeline.stages[member.stage].replicas[member.replica].devices
             if plan.zero == 0 or plan.state_shares is None:
                 found.update(dict.fromkeys(devices, member.memory))
@@ -230,7 +230,7 @@ class _Member(NamedTuple):
     """With equal shares of the states."""
 
 
-def _shape(pipeline: Pipeline) -> object:
+def shape(pipeline: Pipeline) -> object:
     """Equal for pipelines that differ in nothing but the names of their devices."""
     seen: dict[str, int] = {}
     stages = [

@@ -200,7 +200,10 @@ class Plan(Spec):
         self._check_samples(scenario.workload)
         self._check_devices(devices)
         self._check_modes()
-        for index, pipeline in enumerate(self.pipelines):
+        shapes: dict[object, tuple[int, Pipeline]] = {}
+        for index, pipeline in enumerate(self.pipelines):  # of those that differ in their devices only, the first
+            shapes.setdefault(memory.shape(pipeline), (index, pipeline))
+        for index, pipeline in shapes.values():
             _check_layers(pipeline, len(scenario.workload.layers), f"pipelines.{index}")
             _check_order(pipeline, self.schedule, f"pipelines.{index}")
             _check_turns(pipeline, scenario.workload, f"pipelines.{index}")

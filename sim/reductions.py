@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from .noise import Floats
 from .plan import Pipeline, Plan, Stage
 from .view import View
 
+Rings = tuple[tuple[str, ...], ...]
 Part = tuple[int, int]
 """A pipeline's class, and a stage of it."""
 
@@ -57,6 +59,13 @@ class Load:
         return self if factor == 1.0 else Load(self.latency_s, self.links, self.busy_s * factor)
 
 
+class Loads(NamedTuple):
+    """Rings of devices, and what is known of the collectives over all of them at once."""
+
+    rings: Rings
+    known: dict[tuple[CollectiveKind, float], Load]
+
+
 class Reductions:
     """Collectives over the holders of runs of layers, for one view; remembers what several plans have in common."""
 
@@ -70,7 +79,7 @@ class Reductions:
         self.view, self.workload, self.rest_s = view, view.workload, rest_s
         self.network = network_of(view.cluster)
         self.devices = view.cluster.by_name
-        self._loads: dict[object, Load] = {}
+        self._loads: dict[Rings, Loads] = {}
         self._links = len(self.network.capacities)
         index = {layer.name: number for number, layer in enumerate(self.workload.layers)}
         self._ties = [(index[each.name], index[each.tied_with]) for each in self.workload.layers if each.tied_with]
@@ -110,7 +119,7 @@ class Reductions:
         links, latencies = np.zeros(self._links), dict[Part, float]()
         for first, last, holders in self.segments(lines):
             if self.count(lines, holders) > 1:
-                load = self._load(plan, lines, holders, "all_gather", self._bytes(lines, (first, last), holders))
+                load = self._loading(plan, lines, holders)("all_gather", self._bytes(lines, (first, last), holders))
                 links[load.links] += load.busy_s
                 for part in holders:
                     latencies[part] = latencies.get(part, 0.0) + load.latency_s
@@ -122,12 +131,19 @@ class Reductions:
 
     def over(self, groups: Sequence[Sequence[str]], kind: CollectiveKind, size: float) -> Load:
         """A collective over groups of devices, each tensor-parallel rank in a ring of its own, all at once."""
+        return self._load_over(self._loads_of(groups), kind, size)
+
+    def _loads_of(self, groups: Sequence[Sequence[str]]) -> Loads:
+        """What is known of the collectives over some groups."""
         shards = max(map(len, groups))
         rings = tuple(tuple(group[rank * len(group) // shards] for group in groups) for rank in range(shards))
-        key = rings, kind, size
-        if key not in self._loads:
-            self._loads[key] = self._together([self.network.collective(kind, ring, size) for ring in rings])
-        return self._loads[key]
+        return self._loads.setdefault(rings, Loads(rings, {}))
+
+    def _load_over(self, loads: Loads, kind: CollectiveKind, size: float) -> Load:
+        if (kind, size) not in loads.known:
+            transfers = [self.network.collective(kind, ring, size) for ring in loads.rings]
+            loads.known[kind, size] = self._together(transfers)
+        return loads.known[kind, size]
 
     # Parts
 
@@ -172,13 +188,13 @@ class Reductions:
         for first, last, holders in self.segments(lines):
             if self.count(lines, holders) < 2:
                 continue
-            beside = self._overlaps(plan, lines, holders)
+            beside, load = self._overlaps(plan, lines, holders), self._loading(plan, lines, holders)
             for low, high in self._buckets(plan, lines, (first, last), holders, beside=beside):
                 ready = [
                     lines[n].ends[s] - (self.rest_s(lines[n].first, s, low) if beside else 0.0) for n, s in holders
                 ]
                 size = self._bytes(lines, (low, high), holders)
-                yield max(ready), self._load(plan, lines, holders, kind, size), holders
+                yield max(ready), load(kind, size), holders
 
     def _overlaps(self, plan: Plan, lines: Sequence[Line], holders: list[Part]) -> bool:
         names = {name for n, s in holders for name in _names(lines[n].first.stages[s])}
@@ -200,18 +216,20 @@ class Reductions:
         degree = max(len(replica.devices) for n, s in holders for replica in lines[n].first.stages[s].replicas)
         return self.workload.shard_parameters(*run, degree) * self.workload.element_bytes
 
-    def _load(self, plan: Plan, lines: Sequence[Line], holders: list[Part], kind: CollectiveKind, size: float) -> Load:
-        """A collective over all holders of some layers; as slow as the largest of unequal shares makes it."""
+    def _loading(
+        self, plan: Plan, lines: Sequence[Line], holders: list[Part]
+    ) -> Callable[[CollectiveKind, float], Load]:
+        """Collectives over all holders of some layers; as slow as the largest of unequal shares makes them."""
         groups = [
             replica.devices
             for n, s in holders
             for pipeline in lines[n].pipelines
             for replica in pipeline.stages[s].replicas
         ]
-        factor = 1.0
+        factor, loads = 1.0, self._loads_of(groups)
         if plan.state_shares is not None and plan.zero:
             factor = max(plan.state_shares.values()) * len(groups)
-        return self.over(groups, kind, size).scaled(factor)
+        return lambda kind, size: self._load_over(loads, kind, size).scaled(factor)
 
 
 def _names(stage: Stage) -> Iterator[str]:
