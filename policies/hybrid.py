@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from ..sim.estimate import Estimate, Estimator
-from ..sim.plan import Infeasible, Pipeline, Plan, PlanError
+from ..sim.plan import Infeasible, Plan, PlanError
 from ..sim.spec import Scenario
 from ..sim.view import Policy, View
 from ._base import Range
+from ._moves import changes, rebucketed
 from .candidates import Candidates, Rough
 from .cannikin import Cannikin
 from .cephalo import Cephalo
@@ -55,7 +56,9 @@ class Hybrid:
         spare = judge.saves or bool(view.objective.most_cost_usd_per_million_samples)
         candidates = Candidates(foundry, keep=self.keep, spare=spare)
         found = self._closely(judge, candidates, foundry)
-        return improved(judge, best_of(judge, foundry, found), self.moves)[0]
+        found += _bucketed(judge, sorted(filter(judge.admits, found), key=judge.rank)[:SPLIT])
+        best = improved(judge, best_of(judge, foundry, found), self.moves)
+        return min([best, *_bucketed(judge, [best])], key=judge.rank)[0]
 
     def _closely(self, judge: Judge, candidates: Candidates, foundry: Foundry) -> list[Judged]:
         """The fleets with the best rough estimates as plans, with their close ones."""
@@ -84,7 +87,7 @@ REGULAR = 2048
 HOPELESS = 1.3
 """Layouts that seem to take so many times the best step are not looked at closely."""
 SPLIT = 4
-"""Plans that are tried with several runs of layers per device."""
+"""Plans that are tried with several runs of layers per device, and with other messages of gradients."""
 DEEPEST = 16
 """Stages of equal pipelines that are tried."""
 Judged = tuple[Plan, Estimate]
@@ -122,6 +125,14 @@ class Judge:
         measured = {"cost": estimate.usd_per_million_samples, "energy": estimate.energy_j}
         value = measured.get(self.objective.metric, estimate.step_s)
         return (math.inf if value is None else value), estimate.step_s
+
+    def admits(self, judged: Judged) -> bool:
+        """See :meth:`allows`."""
+        return self.allows(judged[1])
+
+    def rank(self, judged: Judged) -> tuple[float, float]:
+        """See :meth:`order`."""
+        return self.order(judged[1])
 
     def roughly(self, rough: Rough) -> tuple[bool, float, float]:
         """The same of a rough estimate; what seems to break a bound comes last."""
@@ -168,6 +179,13 @@ def _in_chunks(judge: Judge, foundry: Foundry, found: Sequence[Judged]) -> list[
     return [(plan, judge.estimator.of(plan)) for plan in plans]
 
 
+def _bucketed(judge: Judge, found: Sequence[Judged]) -> list[Judged]:
+    """Plans with smaller messages of gradients: the last one, which nothing hides, is shorter then."""
+    plans = [other for plan, _ in found for other in rebucketed(plan)]
+    judged = [(plan, judge.estimator.of(plan)) for plan in plans if not plan.zero or judge.fits(plan)]
+    return list(filter(judge.admits, judged))
+
+
 def _leading(judge: Judge, rough: Iterable[Rough], count: int) -> Iterator[Fleet]:
     """The best fleets by their rough estimates."""
     ranked = sorted(rough, key=judge.roughly)
@@ -175,10 +193,10 @@ def _leading(judge: Judge, rough: Iterable[Rough], count: int) -> Iterator[Fleet
 
 
 def improved(judge: Judge, best: Judged, moves: int) -> Judged:
-    """A plan after changes that help: a layer moved to the next stage or the one before, as long as tries last."""
+    """A plan after changes that help, as long as tries last: of the number of micro-batches, or of one cut."""
     while moves > 0:
         before = best
-        for plan in _changes(best[0]):
+        for plan in changes(best[0]):
             if moves <= 0:
                 break
             moves -= 1
@@ -190,29 +208,6 @@ def improved(judge: Judge, best: Judged, moves: int) -> Judged:
         if best is before:
             break
     return best
-
-
-def _changes(plan: Plan) -> Iterator[Plan]:
-    """Plans that differ in one cut of all like pipelines."""
-    cuts = dict.fromkeys(tuple(stage.first for stage in pipeline.stages) for pipeline in plan.pipelines)
-    for firsts in cuts:
-        for place in range(1, len(firsts)):
-            for step in (-1, 1):
-                moved = (*firsts[:place], firsts[place] + step, *firsts[place + 1 :])
-                ends = (*moved[1:], plan.pipelines[0].stages[-1].last)
-                if all(a < b for a, b in zip(moved, ends, strict=True)):
-                    pipelines = [_recut(each, firsts, moved, ends) for each in plan.pipelines]
-                    yield plan.model_copy(update={"pipelines": pipelines})
-
-
-def _recut(pipeline: Pipeline, firsts: tuple[int, ...], moved: Sequence[int], ends: Sequence[int]) -> Pipeline:
-    if tuple(stage.first for stage in pipeline.stages) != firsts:
-        return pipeline
-    stages = [
-        stage.model_copy(update={"first": first, "last": last})
-        for stage, first, last in zip(pipeline.stages, moved, ends, strict=True)
-    ]
-    return pipeline.model_copy(update={"stages": stages})
 
 
 def looked_at(judge: Judge, layouts: Layouts, best_s: float = math.inf, most: int = 0) -> list[Judged]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steelyard.policies import REGISTRY, make_policy, policy_class, policy_from_text
+from steelyard.policies._moves import rebucketed, resized
 from steelyard.policies.fleet import Fleet
 from steelyard.policies.grid import Grid
 from steelyard.policies.hybrid import Hybrid
@@ -312,3 +313,27 @@ def test_a_floor_holds_in_the_engine(scenario: Scenario, share: float) -> None:
     except Infeasible:
         return
     assert throughput(bound, plan) >= share * best * (1 - MARGIN)
+
+
+@pytest.mark.parametrize(
+    ("batch", "parameters", "kept"), [(24, 20_000_000, 1e6), (28, 2_000_000, 1e8), (50, 8_000_000, 5e7)]
+)
+def test_neither_other_messages_nor_other_micro_batches_are_faster(batch: int, parameters: int, kept: float) -> None:
+    nodes = [machine("fast", 4, gib=4), machine("slow", 4, tflops=3.0, gib=3)]
+    scenario = study(nodes, batch=batch, parameters=parameters, kept=kept, gb_per_s=2.0)
+    plan = plan_of(scenario)
+    best = throughput(scenario, plan)
+    for other in (*rebucketed(plan), *resized(plan)):
+        try:
+            other.check(scenario)
+        except PlanError:
+            continue
+        assert throughput(scenario, other) <= best * (1 + REGRET)
+
+
+def test_small_messages_are_chosen_where_the_last_one_is_what_nothing_hides() -> None:
+    scenario = study([machine(name, 1) for name in ("a", "b", "c")], batch=12, parameters=20_000_000, gb_per_s=2.0)
+    plan = plan_of(scenario)
+    coarse = plan.model_copy(update={"bucket_mib": 100.0})
+    assert plan.bucket_mib < 100
+    assert throughput(scenario, plan) > throughput(scenario, coarse)
