@@ -18,6 +18,10 @@ from ..sim.steps import Floats, Ints, Times
 from . import gaps
 
 FEW = 64
+FEW_ROWS = 32
+"""Of so few, several samples each are tried at once: it takes no longer."""
+NEXT, AROUND = np.array([0, 1]), np.array([-512, -64, -8, -1, 0, 1, 2, 9, 65, 513])
+"""What is tried, beside a guess."""
 PACES = 24
 """Halvings of a time that is but a guess."""
 
@@ -75,11 +79,18 @@ class Ladder:
         high = np.maximum(above if high is None else np.minimum(high, above), low)
         rows, straight = np.flatnonzero(low < high), True
         while len(rows):
-            tried = np.minimum(np.maximum(guess[rows], low[rows]), high[rows] - 1)
-            both = self.times.at(np.concatenate([rows, rows]), np.concatenate([tried, tried + 1])).reshape(2, -1)
-            here, more = both <= seconds
-            low[rows] = np.where(more, tried + 1, np.where(here, np.maximum(tried, low[rows]), low[rows]))
-            high[rows] = np.where(more, high[rows], np.where(here, tried, np.maximum(tried - 1, low[rows])))
+            around = AROUND if len(rows) <= FEW_ROWS else NEXT
+            least, most = low[rows], high[rows]
+            tried = np.minimum(
+                np.maximum(np.minimum(guess[rows], most - 1)[:, None] + around, least[:, None]), most[:, None]
+            )
+            found = self.times.at(np.repeat(rows, len(around)), tried.ravel()).reshape(tried.shape)
+            over = (found > seconds) & (tried > least[:, None])
+            first, any_over = over.argmax(axis=1), over.any(axis=1)
+            every = np.arange(len(rows))
+            below = np.where(any_over, tried[every, first - 1], tried[:, -1])
+            low[rows] = np.where(any_over & (first == 0), least, below)
+            high[rows] = np.where(any_over, tried[every, first] - 1, most)
             rows, straight = rows[low[rows] < high[rows]], not straight
             guess = (low + high) // 2
             if straight and len(rows):

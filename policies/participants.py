@@ -23,8 +23,9 @@ def sets_of(view: View) -> list[Ints]:
     only in which of several like devices of a machine they hold are one. Of more, the k fastest, and whole machines,
     since links between machines are what a set saves.
     """
-    found: Iterable[Iterable[int]] = itertools.chain(_fastest(view), _machines(view))
-    if math.prod(len(each) + 1 for each in _by_machine(view)) <= MOST_SETS + 1:
+    machines = _by_machine(view)
+    found: Iterable[Iterable[int]] = itertools.chain(_fastest(view), _machines(machines))
+    if math.prod(len(each) + 1 for each in machines) <= MOST_SETS + 1:
         groups = _like(view)
         if math.prod(len(each) + 1 for each in groups) <= MOST_SETS + 1:
             found = _all_sets(groups)
@@ -73,9 +74,8 @@ def _fastest(view: View) -> Iterator[Iterable[int]]:
         yield range(size)
 
 
-def _machines(view: View) -> Iterator[Iterable[int]]:
+def _machines(machines: Sequence[list[int]]) -> Iterator[Iterable[int]]:
     """All sets of a few machines; of many, those with the k fastest devices."""
-    machines = _by_machine(view)
     few = 2 ** len(machines) <= MOST_SETS
     sizes = range(1, len(machines) + 1) if few else _some(len(machines), len(machines))
     for size in sizes:
