@@ -94,7 +94,8 @@ def _device_cost(device_key: Identity, workload_key: Identity) -> DeviceCost:
     assert isinstance(device, Device)
     assert isinstance(workload, Workload)
     if (profile := profile_of(device, workload)) is not None:
-        return profiled_cost(device.name, profile, device.slowdown)
+        found = profiled_cost(device.name, profile, device.slowdown)
+        return found if workload.trainable_parameters else replace(found, optimizer_s=0.0)  # as update_s() has it
     if layer_profile_of(device, workload) is not None:
         return _summed_cost(device, workload)
     return datasheet_cost(device, workload)

@@ -15,7 +15,7 @@ from steelyard.sim import cost, roofline
 from steelyard.sim.cost import Curve, Line
 from steelyard.sim.curve import non_decreasing
 from steelyard.sim.device import Device, EfficiencyStep, Profile, WakePoint
-from steelyard.sim.spec import Scenario
+from steelyard.sim.spec import Scenario, scenario_from
 from steelyard.sim.workload import Workload
 
 Document = dict[str, Any]
@@ -289,3 +289,19 @@ def test_costs_are_computed_once(scenario: Scenario) -> None:
     other = scenario.workload.model_copy(update={"global_batch": 8})
     assert cost.device_cost(device, other).fidelity == "profiled"
     assert cost.device_cost(device.model_copy(update={"profile": None}), other).fidelity == "datasheet"
+
+
+def test_a_model_that_trains_nothing_has_no_optimizer_step(make_document: Callable[..., dict[str, Any]]) -> None:
+    """However long the profile says that one takes: for a whole device as for its stages."""
+    document = make_document()
+    document["workload"]["model"]["layers"] = [
+        {**layer, "trainable_parameters": 0} for layer in document["workload"]["model"]["layers"]
+    ]
+    key = Workload.model_validate(document["workload"]).key
+    for device in document["cluster"]["nodes"][0]["devices"]:
+        device["profile"]["workload"] = key
+    frozen = scenario_from(document)
+    for device in frozen.cluster.devices:
+        found = cost.device_cost(device, frozen.workload)
+        assert found.fidelity == "profiled"
+        assert found.optimizer_s == cost.update_s(device, frozen.workload, 0, 4) == 0.0
