@@ -23,10 +23,12 @@ from ..sim.moving import Change
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import Policy, View, allocate
+from .calibrate import Tick
 from .devices import NamedLane
 from .execution import division
 from .intervals import Row, Segments, step_rows
-from .launch import LaunchResult, Task, run_group
+from .launch import LaunchResult, Task, run_group, ticking
+from .live import listener, watcher_of
 from .places import new_place
 
 
@@ -152,9 +154,18 @@ class Course:
 
 
 def run_course(
-    course: Course, lanes: Sequence[NamedLane], job: Task, data: Path, *, file: Path | None = None
-) -> tuple[LaunchResult, list[Row]]:
-    """Run it: the launch, and its event rows.
+    course: Course,
+    lanes: Sequence[NamedLane],
+    job: Task,
+    data: Path,
+    *,
+    file: Path | None = None,
+    index: int = 0,
+    tick: Tick = lambda done, total: None,
+    before: int = 0,
+    total: int = 1,
+) -> LaunchResult:
+    """Run it: the launch, of one task.
 
     Args:
         course: not begun; afterwards it has the plans, the history and the decisions.
@@ -162,6 +173,10 @@ def run_course(
         job: model, optimizer, batch.
         data: encoded samples.
         file: where the members leave the weights that they hold in the end, with ``.RANK`` added.
+        index: which of the runs that are watched together it is.
+        tick: gets the progress, and where it is a watcher what the workers say.
+        before: runs that were made before this one.
+        total: runs that will be made.
 
     Raises:
         InputError: a disturbance that cannot be had here, or a plan that cannot be run.
@@ -172,6 +187,7 @@ def run_course(
     try:
         task = {
             "op": "course",
+            "index": index,
             "division": course.begin(),
             "ranks": list(range(len(lanes))),
             "total": course.total,
@@ -181,14 +197,23 @@ def run_course(
             **({"file": str(file)} if file is not None else {}),
         }
         answering = Answering(course, place, len(lanes))
-        timeout_s = course.scenario.replay.timeout_s
-        launch = run_group(lanes, [task], job, timeout_s=timeout_s, data=data, listen=answering.hear)
+        if (watcher := watcher_of(tick)) is not None:
+            watcher.launch(course.names, [task])
+        launch = run_group(
+            lanes,
+            [task],
+            job,
+            timeout_s=course.scenario.replay.timeout_s,
+            data=data,
+            progress=ticking(lanes[-1], tick, before, total),
+            listen=listener(tick, answering.hear),
+        )
     finally:
         shutil.rmtree(place, ignore_errors=True)
     answers = [own[0] for own in launch.answers]
     rest = [{rank: answer["steps"][step] for rank, answer in enumerate(answers)} for step in range(course.total)]
     course.history += course.measured(len(course.history), rest[len(course.history) :])
-    return launch, course_rows(course, answers)
+    return launch
 
 
 @dataclass
@@ -219,8 +244,9 @@ class Answering:
         hidden.rename(self.place / f"answer-{step}.json")
 
 
-def course_rows(course: Course, answers: Sequence[Task]) -> list[Row]:
+def course_rows(course: Course, launch: LaunchResult) -> list[Row]:
     """Event rows of a launch, times from its first segment on."""
+    answers = [own[0] for own in launch.answers]
     origin = min(answer["steps"][0][0][2] for answer in answers if answer["steps"][0])
     rows: list[Row] = []
     since: dict[int, float] = {}

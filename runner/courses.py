@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
-from ..results.errors import InputError
+from ..results.errors import InputError, WorkerFailedError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval
-from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
-from ..results.store import to_json, write_run, write_text
+from ..results.record import DeviceLedger, Manifest, PolicyRecord, Run, digest, event_frame
+from ..results.store import write_run
 from ..sim import cost
 from ..sim.adaptive import at_its_best
 from ..sim.bounds import work_bound_s
@@ -18,14 +19,76 @@ from ..sim.engine import simulate
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.summary import summarise
-from ..sim.view import Policy, describe
+from ..sim.view import Fixed, Policy, describe
 from .calibrate import Report, Tick
-from .course import Course, refuse_disturbances, run_course
-from .intervals import Row
-from .launch import require_torch
+from .condition import condition, stolen_percent
+from .course import Course, course_rows, refuse_disturbances, run_course
+from .launch import LaunchResult, Task, require_torch
+from .live import Planned, watcher_of
 from .proof import MOST_GRADIENT_ERROR
-from .replay import Entry, Study, hold_out, lanes_of, prove_entries, provenance, slug, study_name, written_utc
+from .protocol import Measurement
+from .replay import (
+    Entry,
+    begun_common,
+    hold_out,
+    lanes_of,
+    prove_entries,
+    provenance,
+    seal,
+    study_name,
+    unused_label,
+    written_utc,
+)
 from .resolving import job_of
+from .unfinished import Launches, Study, keep, killed, run_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy that is followed: its label, its prediction, and whose A/A twin it is."""
+
+    label: str
+    policy: Policy
+    prediction: Run
+    twin_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Followed:
+    """One complete launch: which contender's, how the driver followed it, and what the workers measured."""
+
+    index: int
+    course: Course
+    launch: LaunchResult
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain JSON."""
+        return {
+            "index": self.index,
+            "number": self.course.number,
+            "plans": [[first, plan.document()] for first, plan in self.course.plans],
+            "history": self.course.history,
+            "decisions": self.course.decisions,
+            "tasks": list(self.launch.tasks),
+            "answers": self.launch.answers,
+        }
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any], scenario: Scenario) -> Self:
+        """What :meth:`document` gave."""
+        plans = [(int(first), Plan.parse(plan)) for first, plan in document["plans"]]
+        course = Course(
+            scenario,
+            Fixed(plans[0][1]),  # it has been asked
+            number=document["number"],
+            plans=plans,
+            history=document["history"],
+            decisions=document["decisions"],
+        )
+        return cls(document["index"], course, LaunchResult(document["tasks"], document["answers"]))
 
 
 def replay_courses(
@@ -41,44 +104,134 @@ def replay_courses(
     """Predict, then run, what policies do while lanes slow down: ``replay.launches`` runs of ``sampling.steps`` each.
 
     What the policies do in simulation says which micro-batch sizes are held out of the calibration, and which plans are
-    proven beforehand; those that they come to only in reality are named in the record.
+    proven beforehand; those that they come to only in reality are named in the record. The policy predicted to be
+    fastest is followed a second time as if it were another: its A/A twin.
 
     Raises:
         InputError: a disturbance that real lanes cannot have, or a plan that they cannot run, or run wrong.
-        WorkerFailedError: a lane died or hung.
+        WorkerFailedError: a lane died or hung; runs that were complete before are kept.
     """
     refuse_disturbances(scenario)
     require_torch()
-    lanes = lanes_of(scenario)
-    records = [describe(policy) for policy in policies]
-    expected = [entries_of(simulate(scenario, policy, seed=seed), describe(policy)) for policy in policies]
+    lanes_of(scenario)
+    named, same = labelled(policies)
+    expected = [entries_of(simulate(scenario, policy, seed=seed), describe(policy)) for _, policy in named]
     reduced = hold_out(scenario, [entry for own in expected for entry in own])
     folder = runs / study_name(scenario, seed)
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
-    predicted, sealed = predict_courses(reduced, policies, folder, seed, notes)
-    report(f"{len(predicted)} runs predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
+    contenders, sealed = predict_courses(reduced, named, folder, seed, [*notes, *same])
+    report(f"{len(contenders)} runs predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     distinct = {entry.plan.sha256: entry for own in expected for entry in own}
     proven, failed = prove_entries(scenario, list(distinct.values()), job, data, report=report)
     if failed:  # a policy comes to its plans under way: none of them can be left out
         raise InputError("plans", "; ".join(failed), "report it: the runtime is wrong")
-    errors = {entry.plan.sha256: entry.gradient_error for entry in proven}
-    courses: list[list[Course]] = [[] for _ in policies]
-    rows: list[list[Row]] = [[] for _ in policies]
-    total = scenario.replay.launches * len(policies)
-    for number in range(total):
-        launch, index = divmod(number, len(policies))
-        report(f"run {launch + 1} of {scenario.replay.launches} of {records[index].label()}: a fresh process per lane")
-        course = Course(scenario, policies[index], launch)
-        rows[index] += run_course(course, lanes, job, data)[1]
-        courses[index].append(course)
-        tick(number + 1, total)
-    measured = [
-        measured_course(run, own, found, errors, sealed=sealed, notes=notes, seed=seed)
-        for run, own, found in zip(predicted, courses, rows, strict=True)
+    predicted = [each.prediction for each in contenders]
+    contenders.append(twin(contenders))
+    if (watcher := watcher_of(tick)) is not None:
+        batch = scenario.workload.global_batch
+        watcher.plans([Planned(each.label, batch, each.prediction.summary.step_time_s.p50) for each in contenders])
+    launches = Launches(folder)
+    begun = {**begun_common(scenario, seed, sealed, [*notes, *same]), **begun_of(contenders, proven)}
+    with launches.measuring(begun):
+        followed, measurement = follow(scenario, contenders, job, data, launches, report=report, tick=tick)
+        measured = measured_courses(scenario, contenders, followed, measurement, begun)
+        return keep(launches, predicted, measured, measurement.stopped)
+
+
+def labelled(policies: Sequence[Policy]) -> tuple[list[tuple[str, Policy]], list[str]]:
+    """The different policies with labels that tell them apart, and a note for each that came up again."""
+    found: list[tuple[str, Policy]] = []
+    notes = []
+    for policy in policies:
+        label = describe(policy).label()
+        if any(policy == other for _, other in found):
+            notes.append(f"{label} was given twice: followed once")
+        else:
+            found.append((unused_label(label, {each for each, _ in found}), policy))
+    return found, notes
+
+
+def twin(contenders: Sequence[Contender]) -> Contender:
+    """The one predicted to be fastest, once more."""
+    fastest = min(contenders, key=lambda each: (each.prediction.summary.step_time_s.p50, each.label))
+    return replace(fastest, label=f"{fastest.label} (twin)", twin_of=fastest.label)
+
+
+def begun_of(contenders: Sequence[Contender], proven: Sequence[Entry]) -> dict[str, Any]:
+    """What is measured, for whoever makes runs of complete launches, beside what all replays say."""
+    found = [
+        {"label": each.label, "predicted_run_id": each.prediction.manifest.run_id, "twin_of": each.twin_of}
+        for each in contenders
     ]
-    for number, run in enumerate(measured):
-        write_run(run, folder / f"{number:02d}-{slug(run.manifest.label)}-measured")
-    return Study(folder, predicted, measured)
+    errors = {entry.plan.sha256: entry.gradient_error for entry in proven}
+    return {"kind": "courses", "entries": found, "gradient_errors": errors}
+
+
+def follow(
+    scenario: Scenario,
+    contenders: Sequence[Contender],
+    job: Task,
+    data: Path,
+    launches: Launches,
+    *,
+    report: Report,
+    tick: Tick,
+) -> tuple[list[Followed], Measurement]:
+    """Run all contenders in turn, as often as the scenario says; what ends it early keeps what was complete.
+
+    Raises:
+        KeyboardInterrupt, WorkerFailedError: not one run was complete.
+    """
+    lanes, total = lanes_of(scenario), scenario.replay.launches * len(contenders)
+    found: list[Followed] = []
+    result = Measurement(before=condition(), asked=total, reason="done")
+    for number in range(total):
+        turn, index = divmod(number, len(contenders))
+        label, policy = contenders[index].label, contenders[index].policy
+        report(f"run {turn + 1} of {scenario.replay.launches} of {label}: a fresh process per lane")
+        course = Course(scenario, policy, turn)
+        try:
+            launch = run_course(course, lanes, job, data, index=index, tick=tick, before=number, total=total)
+        except (KeyboardInterrupt, WorkerFailedError) as stopped:
+            if not found:
+                raise
+            result.stopped, result.reason = stopped, str(stopped) or "interrupted"
+            break
+        found.append(Followed(index, course, launch))
+        launches.add(found[-1].document())
+    result.launches = [each.launch for each in found]
+    result.after = condition()
+    return found, result
+
+
+def measured_courses(
+    scenario: Scenario,
+    contenders: Sequence[Contender],
+    followed: Sequence[Followed],
+    measurement: Measurement,
+    begun: Mapping[str, Any],
+) -> list[Run]:
+    """A run of each contender that has a complete launch."""
+    told = {**begun, "notes": [*begun["notes"], *measurement.notes]}
+    own = [[each for each in followed if each.index == index] for index in range(len(contenders))]
+    return [
+        measured_course(scenario, contender, found, measurement, told)
+        for contender, found in zip(contenders, own, strict=True)
+        if found
+    ]
+
+
+def assembled_courses(begun: dict[str, Any], complete: Sequence[dict[str, Any]], predicted: Sequence[Run]) -> list[Run]:
+    """The measured runs of a replay whose driver was killed."""
+    scenario, by_id = Scenario.model_validate(begun["scenario"]), {run.manifest.run_id: run for run in predicted}
+    contenders = []
+    for each in begun["entries"]:
+        run = by_id[each["predicted_run_id"]]
+        contenders.append(Contender(each["label"], Fixed(Plan.parse(run.plan)), run, each["twin_of"]))
+    followed = [Followed.parse(each, scenario) for each in complete]
+    measurement = killed({**begun, "asked": begun["asked"] * len(contenders)})
+    measurement.launches = [each.launch for each in followed]
+    return measured_courses(scenario, contenders, followed, measurement, begun)
 
 
 def entries_of(run: Run, record: PolicyRecord) -> list[Entry]:
@@ -88,19 +241,19 @@ def entries_of(run: Run, record: PolicyRecord) -> list[Entry]:
 
 
 def predict_courses(
-    scenario: Scenario, policies: Sequence[Policy], folder: Path, seed: int, notes: Sequence[str]
-) -> tuple[list[Run], str]:
+    scenario: Scenario, named: Sequence[tuple[str, Policy]], folder: Path, seed: int, notes: Sequence[str]
+) -> tuple[list[Contender], str]:
     """Simulate each policy's run and write the predictions, with their digest, to disk; nothing has been measured."""
-    runs, lines = [], []
-    for number, policy in enumerate(policies):
-        run = simulate(scenario, policy, seed=seed)
+    found, lines = [], []
+    for number, (label, policy) in enumerate(named):
+        run = simulate(scenario, policy, seed=seed, label=label)
         manifest = run.manifest.model_copy(update={"notes": list(notes), "provenance": provenance(scenario)})
         run = Run(manifest=manifest, plan=run.plan, summary=run.summary, events=run.events, decisions=run.decisions)
-        write_run(run, folder / f"{number:02d}-{slug(manifest.label)}-predicted")
-        runs.append(run)
+        write_run(run, folder / run_folder(number, label, "predicted"))
+        found.append(Contender(label, policy, run))
         lines.append(
             {
-                "label": manifest.label,
+                "label": label,
                 "policy": manifest.policy.model_dump(mode="json"),
                 "plan": run.plan,
                 "run_id": manifest.run_id,
@@ -109,43 +262,28 @@ def predict_courses(
                 "decisions": run.decisions,
             }
         )
-    sealed = digest(lines)
-    document = {"schema_version": SCHEMA_VERSION, "written_utc": written_utc(), "sha256": sealed, "predictions": lines}
-    write_text(folder / "predictions.json", to_json(document))
-    return runs, sealed
+    return found, seal(lines, folder)
 
 
 def measured_course(
-    prediction: Run,
-    courses: Sequence[Course],
-    rows: Sequence[Row],
-    errors: dict[str, float | None],
-    *,
-    sealed: str,
-    notes: Sequence[str],
-    seed: int,
+    scenario: Scenario,
+    contender: Contender,
+    followed: Sequence[Followed],
+    measurement: Measurement,
+    begun: Mapping[str, Any],
 ) -> Run:
-    """One policy's measured run, put together from its launches."""
-    scenario = courses[0].scenario
-    names = courses[0].names
+    """One contender's measured run, put together from its launches."""
+    courses, seed = [each.course for each in followed], begun["seed"]
+    rows = [row for each in followed for row in course_rows(each.course, each.launch)]
     events = event_frame(rows).sort_values(["launch", "start_s", "device"], kind="stable", ignore_index=True)
     times = step_times(events)
     pooled = quantiles([seconds for each in times.values() for seconds in each])
-    samples: dict[str, float] = dict.fromkeys(names, 0.0)
-    past = [entry for course in courses for entry in course.history]
-    for entry in past:
-        for name, own in entry["devices"].items():
-            samples[name] += own["samples"] / len(past)
-    devices = {
-        name: ledger.model_copy(update={"samples": round(samples[name])})
-        for name, ledger in ledgers(events, names).items()
-    }
     bound_s = work_bound_s(at_its_best(scenario))
     summary = summarise(
         scenario,
         step_time=pooled,
         launch_medians=[quantiles(times[launch]).p50 for launch in sorted(times)],
-        devices=devices,
+        devices=ledgers_of(courses, events),
         bound_s=bound_s,
         work_bound_s=bound_s,
         steps=sum(map(len, times.values())),
@@ -153,27 +291,63 @@ def measured_course(
         median_interval_s=bootstrap_interval(list(times.values()), seed),
         pace_s=pooled.mean,
     )
+    plan, predicted = courses[0].plans[0][1], contender.prediction.manifest
+    manifest = Manifest(
+        run_id=digest([predicted.run_id, begun["sha256"], contender.label, written_utc()])[:16],
+        kind="measured",
+        label=contender.label,
+        scenario=scenario.model_dump(mode="json"),
+        policy=predicted.policy,
+        plan_sha256=plan.sha256,
+        seed=seed,
+        model_version=cost.MODEL_VERSION,
+        prediction_sha256=begun["sha256"],
+        predicted_run_id=predicted.run_id,
+        twin_of=contender.twin_of,
+        notes=list(begun["notes"]),
+        provenance={
+            **provenance(scenario),
+            **proofs(courses, begun["gradient_errors"]),
+            **circumstances(measurement, len(followed)),
+        },
+    )
+    decisions = [each for course in courses for each in course.decisions]
+    return Run(manifest=manifest, plan=plan.document(), summary=summary, events=events, decisions=decisions)
+
+
+def ledgers_of(courses: Sequence[Course], events: pd.DataFrame) -> dict[str, DeviceLedger]:
+    """Where each lane's time went, with the samples that it had in the mean step."""
+    names = courses[0].names
+    samples: dict[str, float] = dict.fromkeys(names, 0.0)
+    past = [entry for course in courses for entry in course.history]
+    for entry in past:
+        for name, own in entry["devices"].items():
+            samples[name] += own["samples"] / len(past)
+    found = ledgers(events, names).items()
+    return {name: ledger.model_copy(update={"samples": round(samples[name])}) for name, ledger in found}
+
+
+def proofs(courses: Sequence[Course], errors: Mapping[str, float | None]) -> dict[str, Any]:
+    """What is known of the gradients of the plans that a run came to."""
     plans = {plan.sha256 for course in courses for _, plan in course.plans}
-    provided: dict[str, Any] = {
-        **provenance(scenario),
+    return {
         "gradient_errors": {sha256: errors[sha256] for sha256 in sorted(plans & errors.keys())},
         "unproven_plans": sorted(plans - errors.keys()),
         "most_gradient_error": MOST_GRADIENT_ERROR,
     }
-    plan = courses[0].plans[0][1]
-    manifest = Manifest(
-        run_id=digest([prediction.manifest.run_id, sealed, written_utc()])[:16],
-        kind="measured",
-        label=prediction.manifest.label,
-        scenario=scenario.model_dump(mode="json"),
-        policy=prediction.manifest.policy,
-        plan_sha256=plan.sha256,
-        seed=seed,
-        model_version=cost.MODEL_VERSION,
-        prediction_sha256=sealed,
-        predicted_run_id=prediction.manifest.run_id,
-        notes=list(notes),
-        provenance=provided,
-    )
-    decisions = [each for course in courses for each in course.decisions]
-    return Run(manifest=manifest, plan=plan.document(), summary=summary, events=events, decisions=decisions)
+
+
+def circumstances(measurement: Measurement, launches: int) -> dict[str, Any]:
+    """How a run was measured, and whether the host changed meanwhile."""
+    before, after = measurement.before, measurement.after
+    stolen = stolen_percent(before, after) if after else None
+    return {
+        "contention": {"busy": bool(measurement.changes), "reasons": measurement.changes},
+        "protocol": {
+            "launches": launches,
+            "reason": measurement.reason,
+            "before": before,
+            "after": after,
+            "stolen_percent": stolen,
+        },
+    }

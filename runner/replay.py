@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..policies import make_policy
-from ..results.errors import InputError, WorkerFailedError
+from ..results.errors import InputError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval, launch_intervals
 from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
@@ -30,11 +29,12 @@ from ..sim.summary import summarise
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from ..sim.workload import Workload
 from .calibrate import Report, Tick
+from .condition import condition
 from .devices import NamedLane, available_cpus, fingerprint
+from .effort import Effort
 from .execution import division
 from .fidelity import others, predict_at
 from .gauge import drift_factors
-from .history import remember
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
@@ -51,6 +51,7 @@ from .protocol import (
     twin_count,
 )
 from .resolving import job_of
+from .unfinished import Launches, Study, keep, killed, run_folder, slug
 
 LEAST_POINTS = 3
 """Calibrated sizes that must be left when those of the replayed plans are held out."""
@@ -83,21 +84,6 @@ class Entry:
         """Predicted median of a step, in seconds."""
         assert self.prediction is not None, "asked before the plan was simulated"
         return self.prediction.summary.step_time_s.p50
-
-
-@dataclass(frozen=True)
-class Study:
-    """A replay's folder and everything in it."""
-
-    folder: Path
-    predicted: list[Run]
-    measured: list[Run]
-    interrupted: bool = False
-
-    @property
-    def runs(self) -> list[Run]:
-        """Predicted and measured runs."""
-        return [*self.predicted, *self.measured]
 
 
 def replay(
@@ -154,26 +140,107 @@ def replay(
     entries += twins(entries, twin_count(len(entries)))
     if (watcher := watcher_of(tick)) is not None:
         watcher.plans([Planned(each.label, scenario.workload.global_batch, each.predicted_s) for each in entries])
-    measurement = measure(
-        scenario,
-        subjects_of(scenario, entries),
-        launcher(scenario, job, data, tick),
-        seed=seed,
-        budget_s=budget_s,
-        report=report,
-    )
-    all_notes += measurement.notes
-    measured = [
-        measured_run(scenario, entry, index, measurement, seed=seed, sealed=sealed, notes=all_notes)
+    launches = Launches(folder)
+    with launches.measuring(begun_of(scenario, entries, seed, sealed, all_notes)):
+        measurement = measure(
+            scenario,
+            subjects_of(scenario, entries),
+            keeping(launches, launcher(scenario, job, data, tick)),
+            seed=seed,
+            budget_s=budget_s,
+            report=report,
+        )
+        measured = measured_runs(scenario, entries, measurement, seed=seed, sealed=sealed, notes=all_notes)
+        return keep(launches, predicted, measured, measurement.stopped)
+
+
+def begun_of(
+    scenario: Scenario, entries: Sequence[Entry], seed: int, sealed: str, notes: Sequence[str]
+) -> dict[str, Any]:
+    """What is measured, for whoever makes runs of its launches should this process be killed."""
+    found = [
+        {
+            "label": entry.label,
+            "policy": entry.record.model_dump(mode="json"),
+            "plan": entry.plan.document(),
+            "predicted_run_id": entry.prediction.manifest.run_id,
+            "twin_of": entry.twin_of,
+            "gradient_error": entry.gradient_error,
+            "exact_gradient_error": entry.exact_gradient_error,
+        }
+        for entry in entries
+        if entry.prediction is not None
+    ]
+    return {**begun_common(scenario, seed, sealed, notes), "kind": "plans", "entries": found}
+
+
+def begun_common(scenario: Scenario, seed: int, sealed: str, notes: Sequence[str]) -> dict[str, Any]:
+    """What such a file holds, whatever is measured."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "scenario": scenario.model_dump(mode="json"),
+        "seed": seed,
+        "sha256": sealed,
+        "notes": list(notes),
+        "before": condition(),
+        "asked": scenario.replay.launches,
+    }
+
+
+def keeping(launches: Launches, run: Launcher) -> Launcher:
+    """The same way to run a launch, with each one on disk before the next."""
+
+    def kept(tasks: Sequence[Task], before: int, total: int) -> LaunchResult:
+        launch = run(tasks, before, total)
+        launches.add({"tasks": list(launch.tasks), "answers": launch.answers})
+        return launch
+
+    return kept
+
+
+def assembled_plans(begun: dict[str, Any], complete: Sequence[dict[str, Any]], predicted: Sequence[Run]) -> list[Run]:
+    """The measured runs of a replay whose driver was killed."""
+    scenario, by_id = Scenario.model_validate(begun["scenario"]), {run.manifest.run_id: run for run in predicted}
+    entries = [
+        Entry(
+            label=each["label"],
+            record=PolicyRecord.model_validate(each["policy"]),
+            plan=Plan.parse(each["plan"]),
+            prediction=by_id[each["predicted_run_id"]],
+            twin_of=each["twin_of"],
+            gradient_error=each["gradient_error"],
+            exact_gradient_error=each["exact_gradient_error"],
+        )
+        for each in begun["entries"]
+    ]
+    measurement = killed(begun)
+    measurement.launches = [LaunchResult(each["tasks"], each["answers"]) for each in complete]
+    measurement.efforts = [effort_of(launch, len(entries)) for launch in measurement.launches]
+    notes, sealed = begun["notes"], begun["sha256"]
+    return measured_runs(scenario, entries, measurement, seed=begun["seed"], sealed=sealed, notes=notes)
+
+
+def effort_of(launch: LaunchResult, plans: int) -> Effort:
+    """Steps of each plan in each round of a launch, as its tasks say."""
+    steps = {task["index"]: task["steps"] for task in launch.tasks if task["op"] == "block"}
+    return Effort(tuple(steps[index] for index in range(plans)))
+
+
+def measured_runs(
+    scenario: Scenario,
+    entries: Sequence[Entry],
+    measurement: Measurement,
+    *,
+    seed: int,
+    sealed: str,
+    notes: Sequence[str],
+) -> list[Run]:
+    """A run of each plan from what all launches measured."""
+    told = [*notes, *measurement.notes]
+    return [
+        measured_run(scenario, entry, index, measurement, seed=seed, sealed=sealed, notes=told)
         for index, entry in enumerate(entries)
     ]
-    for number, run in enumerate(measured):
-        write_run(run, folder / f"{number:02d}-{slug(run.manifest.label)}-measured")
-    if isinstance(measurement.stopped, WorkerFailedError):
-        raise measurement.stopped  # what was complete is on disk
-    study = Study(folder, predicted, measured, interrupted=measurement.stopped is not None)
-    remember(study.runs, runs, folder.name)
-    return study
 
 
 def prove_entries(
@@ -250,7 +317,7 @@ def distinct_entries(scenario: Scenario, policies: Sequence[Policy]) -> tuple[li
         plan = allocate(policy, view, scenario)
         refuse_repeated(scenario, division(plan, scenario.workload, names))
         record = describe(policy)
-        label = _unused(record.label(), {entry.label for entry in entries.values()})
+        label = unused_label(record.label(), {entry.label for entry in entries.values()})
         first = entries.setdefault(plan.sha256, Entry(label, record, plan))
         if first.record != record:
             notes.append(f"{record.label()} makes the same plan as {first.label}: measured once")
@@ -272,7 +339,7 @@ def refuse_repeated(scenario: Scenario, told: Task) -> None:
             raise InputError(f"cluster device {device.name}", problem, "replay splits of the batch on it")
 
 
-def _unused(label: str, used: set[str]) -> str:
+def unused_label(label: str, used: set[str]) -> str:
     """The label, numbered where another plan has it: parameters that differ may look alike when rounded."""
     numbered = (f"{label} #{number}" for number in itertools.count(2))
     return label if label not in used else next(each for each in numbered if each not in used)
@@ -346,7 +413,7 @@ def predict(
         update = {"launch_intervals_s": intervals, "median_interval_s": intervals[str(counted_steps(scenario))]}
         summary = run.summary.model_copy(update=update)
         run = Run(manifest=manifest, plan=run.plan, summary=summary, events=run.events)
-        write_run(run, folder / f"{number:02d}-{slug(entry.label)}-predicted")
+        write_run(run, folder / run_folder(number, entry.label, "predicted"))
         predicted.append(Entry(entry.label, entry.record, entry.plan, run))
         lines.append(
             {
@@ -361,10 +428,15 @@ def predict(
                 "fidelities": elsewhere,
             }
         )
+    return predicted, seal(lines, folder)
+
+
+def seal(lines: Sequence[dict[str, Any]], folder: Path) -> str:
+    """Write what was predicted, with its digest, to disk; the digest."""
     sealed = digest(lines)
     document = {"schema_version": SCHEMA_VERSION, "written_utc": written_utc(), "sha256": sealed, "predictions": lines}
     write_text(folder / "predictions.json", to_json(document))
-    return predicted, sealed
+    return sealed
 
 
 def twins(entries: Sequence[Entry], count: int) -> list[Entry]:
@@ -464,11 +536,6 @@ def study_name(scenario: Scenario, seed: int) -> str:
     """Folder name of a replay: when it began, what it is about; sortable."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return f"replay-{stamp}-{slug(scenario.name)}-{digest([stamp, seed, os.getpid()])[:6]}"
-
-
-def slug(label: str) -> str:
-    """A label as part of a file name."""
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")[:48]
 
 
 def _event_rows(launch: LaunchResult, index: int, names: Sequence[str], number: int) -> list[Row]:

@@ -27,7 +27,7 @@ from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from .checkpoint import Store
 from .journal import Journal
-from .replay import slug
+from .unfinished import slug
 
 SCHEMA_VERSION = 1
 

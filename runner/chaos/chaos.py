@@ -18,7 +18,8 @@ from ..calibrate import START_S, Report
 from ..devices import fingerprint
 from ..journal import Event
 from ..launch import require_torch
-from ..replay import lanes_of, slug
+from ..replay import lanes_of
+from ..unfinished import slug
 from ..watch import STOPPED_S
 from .drill import Drill, Struck, drill
 from .forecast import Costs, Forecast, forecast, rows, steps_for

@@ -23,7 +23,7 @@ from ...sim.summary import summarise
 from ...sim.view import Fixed, View
 from ..export.ranks import rank_map
 from ..export.shape import Shape, irregular
-from ..replay import slug
+from ..unfinished import slug
 from .logs import Expected, Format, Launch, Reader, read_csv, read_megatron
 from .traces import merged, read_trace
 

@@ -22,8 +22,9 @@ from ..calibrate import Report, Tick, calibrate
 from ..devices import NamedLane
 from ..launch import require_torch
 from ..operators import calibrate_operators, tables_path
-from ..replay import Study, lanes_of, replay
+from ..replay import lanes_of, replay
 from ..resolving import resolver
+from ..unfinished import Study
 from .cases import Case, Suite, runnable
 
 RESULT = "case.json"

@@ -43,9 +43,11 @@ def load(scenario: str, settings: list[str], runs: Path, force: bool, *, real: b
 
 
 def read_runs(folders: list[Path]) -> list[Any]:
-    """The runs in some folders."""
+    """The runs in some folders, those made of what a killed driver left among them."""
     from ...results.store import find_runs, read_run
+    from ..unfinished import recover
 
+    say(recover(folders))
     return [read_run(folder) for folder in find_runs(folders)]
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from steelyard.policies import make_policy
+from steelyard.results.compare import compare
 from steelyard.results.errors import InputError
-from steelyard.results.store import read_run
+from steelyard.results.store import find_runs, read_run
 from steelyard.runner.course import Course, refuse_disturbances, run_course
+from steelyard.runner.live import Planned, Task
 from steelyard.runner.replay import lanes_of, replay
 from steelyard.runner.resolving import job_of
+from steelyard.runner.unfinished import recover
 from steelyard.sim.disturbances import Disturbance, Rebalance
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
@@ -82,7 +86,7 @@ def trained(scenario: Scenario, policy: Policy, folder: Path) -> tuple[Course, l
     job, data = job_of(scenario.workload, scenario.training, folder, seed=0)
     course = Course(scenario, policy)
     file = folder / type(policy).__name__
-    launch, _ = run_course(course, lanes_of(scenario), job, data, file=file)
+    launch = run_course(course, lanes_of(scenario), job, data, file=file)
     losses = [sum(parts) for parts in zip(*(own[0]["losses"] for own in launch.answers), strict=True)]
     weights: dict[str, Any] = {}
     for each in sorted(folder.glob(f"{type(policy).__name__}.*")):
@@ -163,6 +167,69 @@ def test_a_lane_that_slows_down_is_followed_and_the_record_says_how(
     assert all(error <= 1e-6 for error in adapted.manifest.provenance["gradient_errors"].values())
     found = read_run(next(study.folder.glob("00-*-measured")))
     assert [each["step"] for each in found.decisions] == [each["step"] for each in adapted.decisions]
+
+
+@dataclass
+class Interrupting:
+    """Watches, and interrupts when so many runs are done, as Ctrl-C would; what is on disk then is set aside."""
+
+    after: int
+    runs: Path
+    aside: Path
+    known: list[Planned] = field(default_factory=list)
+    launched: list[int] = field(default_factory=list)
+    heard: set[str] = field(default_factory=set)
+
+    def __call__(self, done: int, total: int) -> None:
+        if done == self.after:
+            (study,) = self.runs.glob("replay-*")
+            shutil.copytree(study, self.aside)
+            raise KeyboardInterrupt
+
+    def plans(self, plans: Sequence[Planned]) -> None:
+        self.known = list(plans)
+
+    def launch(self, lanes: Sequence[str], tasks: Sequence[Task]) -> None:
+        self.launched += [task["index"] for task in tasks]
+
+    def listen(self, lane: str, line: str) -> None:
+        self.heard.add(line.split(" ", maxsplit=1)[0])
+
+
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_was_complete_and_so_does_a_kill(
+    changing: Callable[..., Scenario], tmp_path: Path
+) -> None:
+    """In the fifth of six runs: of the twin there is one, of the policies two and one; all of it was on disk."""
+    scenario = changing("sgd")
+    watching = Interrupting(5, tmp_path / "runs", tmp_path / "killed")
+    policies = [make_policy("malleus"), Steady(), Steady()]
+    study = replay(scenario, policies, tmp_path / "runs", tick=watching)
+    assert study.interrupted
+    labels = [run.manifest.label for run in study.measured]
+    (twin,) = [run for run in study.measured if run.manifest.twin_of is not None]
+    assert labels == [*[run.manifest.label for run in study.predicted], twin.manifest.label]
+    assert [planned.label for planned in watching.known] == labels
+    assert watching.launched == [0, 1, 2, 0, 1]
+    assert {"alive", "asked", "done"} <= watching.heard
+    assert [len(run.summary.launch_median_step_time_s) for run in study.measured] == [2, 1, 1]
+    for run in study.measured:
+        assert "interrupted after 4 of 6 launches" in run.manifest.notes
+        assert any("given twice" in note for note in run.manifest.notes)
+        assert run.manifest.provenance["contention"]["busy"] == bool(run.manifest.provenance["contention"]["reasons"])
+    assert compare(study.runs).noise_floor_percent is not None
+    assert len((tmp_path / "runs" / "history.jsonl").read_text().splitlines()) == 1
+    recover([watching.aside])
+    stored = [read_run(folder) for folder in find_runs([watching.aside])]
+    found = {run.manifest.label: run for run in stored if run.manifest.kind == "measured"}
+    assert set(found) == set(labels)
+    for run in study.measured:
+        own = found[run.manifest.label]
+        assert own.events.equals(run.events)
+        assert own.summary == run.summary
+        assert own.decisions == run.decisions
+        proofs = ("gradient_errors", "unproven_plans")
+        assert [own.manifest.provenance[key] for key in proofs] == [run.manifest.provenance[key] for key in proofs]
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from steelyard.results.errors import InputError
 from steelyard.results.record import Run, digest
 from steelyard.results.report import report
 from steelyard.results.store import find_runs, read_run
+from steelyard.runner import cli
 from steelyard.runner.devices import NamedLane
 from steelyard.runner.protocol import counted_steps
 from steelyard.runner.replay import (
     Entry,
-    Study,
     distinct_entries,
     hold_out,
     lanes_of,
@@ -33,6 +33,7 @@ from steelyard.runner.replay import (
     replay,
     twins,
 )
+from steelyard.runner.unfinished import Launches, Study, recover
 from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
 from steelyard.sim.spec import Scenario, load_scenario
 from steelyard.sim.view import Fixed, Policy
@@ -169,6 +170,8 @@ class Watched:
     scenario: Scenario
     lines: list[tuple[str, int, bytes | None]] = field(default_factory=list)
     ticks: list[tuple[int, int]] = field(default_factory=list)
+    killed: Path = Path()
+    """What was on disk when the first launch was complete and the second had not begun."""
 
     @property
     def measured(self) -> list[Run]:
@@ -181,12 +184,15 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tiny_scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Watched:
     runs = tmp_path_factory.mktemp("replay") / "runs"
+    killed = tmp_path_factory.mktemp("killed") / "study"
     lines: list[tuple[str, int, bytes | None]] = []
     ticks: list[tuple[int, int]] = []
 
     def say(line: str) -> None:
         found = next(runs.glob("*/predictions.json"), None)
         lines.append((line, time.time_ns(), found.read_bytes() if found else None))
+        if line.startswith("launch 2") and found:
+            shutil.copytree(found.parent, killed)
 
     study = replay(
         tiny_scenario,
@@ -196,7 +202,7 @@ def watched(tiny_scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -
         report=say,
         tick=lambda done, total: ticks.append((done, total)),
     )
-    return Watched(study, tiny_scenario, lines, ticks)
+    return Watched(study, tiny_scenario, lines, ticks, killed)
 
 
 @pytest.mark.slow
@@ -366,8 +372,7 @@ def workers_in_launch(process: subprocess.Popen[str], number: int) -> list[psuti
     """
     seen: list[psutil.Process] = []
     launch = 0
-    end = time.monotonic() + 120
-    while time.monotonic() < end and process.poll() is None:
+    while process.poll() is None:
         found = [
             each
             for each in psutil.Process(process.pid).children(recursive=True)
@@ -379,8 +384,7 @@ def workers_in_launch(process: subprocess.Popen[str], number: int) -> list[psuti
             if launch == number:
                 return seen
         time.sleep(0.05)
-    process.kill()
-    raise AssertionError(process.communicate(timeout=30))
+    raise AssertionError(process.communicate())
 
 
 def _words(process: psutil.Process) -> list[str]:
@@ -456,6 +460,74 @@ def test_interrupt_in_the_first_launch_leaves_the_predictions_alone(calibrated: 
     (folder,) = (tmp_path / "runs").glob("replay-*")
     assert {read_run(each).manifest.kind for each in find_runs([folder])} == {"simulated"}
     assert (folder / "predictions.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_no_complete_launch(
+    calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL in the second launch: the next command that looks at the study makes runs of the first."""
+    (tmp_path / "tmp").mkdir()
+    with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
+        workers = workers_in_launch(process, 3)
+        process.kill()
+        _, err = process.communicate(timeout=60)
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    (folder,) = (tmp_path / "runs").glob("replay-*")
+    assert {read_run(each).manifest.kind for each in find_runs([folder])} == {"simulated"}
+    assert cli.run(["compare", str(folder), "--json"]) == 0
+    out, told = capsys.readouterr()
+    assert json.loads(out)["launches"] == 1
+    assert "the driver was killed" in told
+    assert kept_launches(tmp_path / "runs", err) == 1
+    assert not Launches(folder).folder.exists()
+    assert len((tmp_path / "runs" / "history.jsonl").read_text().splitlines()) >= 1
+    assert recover([folder]) == []
+
+
+@pytest.mark.slow
+def test_runs_made_of_what_a_killed_driver_left_are_those_that_it_would_have_made(watched: Watched) -> None:
+    """Only the second launch is missing, and the note says so."""
+    with Launches(watched.killed).alone() as free:
+        assert free
+        (line,) = recover([watched.killed])
+        assert "is being measured" in line
+    assert len(recover([watched.killed])) == 1
+    stored = [read_run(folder) for folder in find_runs([watched.killed])]
+    found = {each.manifest.label: each for each in stored if each.manifest.kind == "measured"}
+    assert set(found) == {each.manifest.label for each in watched.measured}
+    changing = {"run_id", "notes", "provenance"}
+    for expected in watched.measured:
+        own = found[expected.manifest.label]
+        first = expected.events[expected.events["launch"] == 0].reset_index(drop=True)
+        assert own.events.equals(first)
+        assert own.manifest.model_dump(exclude=changing) == expected.manifest.model_dump(exclude=changing)
+        assert "stopped: the driver was killed after 1 of 2 launches" in own.manifest.notes
+        for key in ("gradient_error", "exact_gradient_error"):
+            assert own.manifest.provenance[key] == expected.manifest.provenance[key]
+        steps = own.manifest.provenance["protocol"]["steps_per_round"]
+        assert steps == expected.manifest.provenance["protocol"]["steps_per_round"][:1]
+
+
+def test_a_driver_that_was_killed_before_its_first_launch_was_complete_left_nothing_to_keep(
+    tiny_scenario: Scenario, tmp_path: Path
+) -> None:
+    predicted_entries(tiny_scenario, tmp_path / "study")
+    launches = Launches(tmp_path / "study")
+    with launches.measuring({"kind": "plans"}):
+        assert launches.folder.exists()
+        shutil.copytree(tmp_path / "study", tmp_path / "killed")
+    assert not launches.folder.exists()
+    torn = Launches(tmp_path / "killed").folder / "0000.json"
+    torn.write_text('{"tasks": [')
+    with pytest.raises(InputError, match="is damaged") as refused:
+        recover([tmp_path / "killed"])
+    assert refused.value.path == str(torn)
+    torn.unlink()
+    (line,) = recover([tmp_path / "killed"])
+    assert "no launch was complete" in line
+    assert not Launches(tmp_path / "killed").folder.exists()
 
 
 def test_lanes_of_a_scenario_are_its_devices(tiny_scenario: Scenario, lanes: list[NamedLane]) -> None:
