@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,18 @@ CONFIG = {
     "intermediate_size": 64,
     "max_position_embeddings": 32,
 }
+
+
+@pytest.fixture(scope="session")
+def tools() -> Callable[..., None]:
+    """Skips a test, with the reason, where a program that it asks the system with is not installed."""
+
+    def check(*names: str) -> None:
+        missing = [name for name in names if shutil.which(name) is None]
+        if missing:
+            pytest.skip(f"{' and '.join(missing)} (of iproute2 or util-linux) not installed here")
+
+    return check
 
 
 @pytest.fixture(scope="session")

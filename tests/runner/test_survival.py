@@ -190,8 +190,11 @@ def test_two_drivers_never_train_in_one_folder(undisturbed: Training) -> None:
     assert (undisturbed.folder / "result.json").is_file()
 
 
-def test_a_cut_link_is_told_from_a_hung_worker(tiny_scenario: Scenario, undisturbed: Training, tmp_path: Path) -> None:
+def test_a_cut_link_is_told_from_a_hung_worker(
+    tiny_scenario: Scenario, undisturbed: Training, tmp_path: Path, tools: Callable[..., None]
+) -> None:
     """``ip link set down`` inside the namespaces of a launch; the next one has a network of its own."""
+    tools("nsenter", "ip")
     need("namespaces")
     scenario = wired(with_training(tiny_scenario))
     with struck(tmp_path, (saved(2), cut)):
@@ -282,9 +285,10 @@ def training_under_way(process: subprocess.Popen[str], runs: Path, launch: int) 
 
 
 def test_a_driver_that_ends_takes_everything_along_and_the_next_one_goes_on(
-    tiny_scenario: Scenario, undisturbed: Training, tmp_path: Path
+    tiny_scenario: Scenario, undisturbed: Training, tmp_path: Path, tools: Callable[..., None]
 ) -> None:
     """SIGTERM: clean at once. SIGKILL, with a worker stopped besides: no process is left, and the next run sweeps."""
+    tools("ss")
     runs, marker = tmp_path / "runs", tmp_path / "tmp"
     marker.mkdir()
     scenario = with_training(tiny_scenario)

@@ -68,8 +68,9 @@ while True:
 
 
 @pytest.fixture
-def namespace() -> Iterator[int]:
+def namespace(tools: Callable[..., None]) -> Iterator[int]:
     """A process in a network namespace of its own; the namespace goes with it."""
+    tools("unshare", "nsenter", "ip")
     process = subprocess.Popen(["unshare", "--net", "sleep", "120"], stderr=subprocess.PIPE)
     try:
         own = Path("/proc/self/ns/net").stat().st_ino

@@ -98,8 +98,9 @@ def by_torchrun(number: int) -> list[str]:
 
 
 @pytest.fixture
-def folder(tiny_folder: Path) -> Path:
+def folder(tiny_folder: Path, tools: Callable[..., None]) -> Path:
     """A scenario with a lane on each of two machines."""
+    tools("nsenter", "unshare", "ss")
     cores = available_cpus()
     lanes = [
         {"name": "here", "cpus": [cores[0]]},

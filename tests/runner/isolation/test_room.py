@@ -130,7 +130,10 @@ def test_too_little_memory_is_named(need: Need) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_before")
-def test_lanes_on_wires_with_quotas_meet_and_listen_to_nobody_outside(need: Need, driver: Driver) -> None:
+def test_lanes_on_wires_with_quotas_meet_and_listen_to_nobody_outside(
+    need: Need, tools: Callable[..., None], driver: Driver
+) -> None:
+    tools("nsenter", "ss")
     need("cpu_quota")
     need("link_rate")
     lanes = [half(name, wire=Wire(host=name, uplink_mbit_per_s=200)) for name in "ab"]
@@ -147,7 +150,8 @@ def test_lanes_on_wires_with_quotas_meet_and_listen_to_nobody_outside(need: Need
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_before")
 @pytest.mark.parametrize("victim", ["worker", "driver", "driver and warden"])
-def test_a_kill_leaves_no_group(need: Need, driver: Driver, victim: str) -> None:
+def test_a_kill_leaves_no_group(need: Need, tools: Callable[..., None], driver: Driver, victim: str) -> None:
+    tools("nsenter", "ss")
     need("cpu_quota")
     need("memory_limit")
     lanes = [half(name, memory_limit_gib=2) for name in "ab"]
