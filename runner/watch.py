@@ -1,8 +1,10 @@
 """Watching a group of workers: reading their signs of life, and saying which one is at fault when the group is stuck.
 
-A worker writes a line after every step and task, and one before it waits for its peers in a collective. So when all are
-silent, the one at fault is the one behind by signs: the others have entered the collective, it has not. What signs
-cannot tell, the kernel does: who was stopped, who was killed for its memory, whose connection gets no answer.
+A worker writes a line after every step and task, and keeps a byte that says whether it waits for others: in a
+collective, for a message of a neighbour, for the driver. So when all are silent, the one at fault is the one that does
+not wait. How many lines each has written does not tell: stages of a pipeline have different numbers of passes. They are
+counted only where a worker shows no such byte, as on another machine. What workers cannot tell, the kernel does: who
+was stopped, who was killed for its memory, whose connection gets no answer.
 
 =============================  ==============================================================
 fault                          detected within
@@ -28,6 +30,7 @@ from typing import IO, Literal
 from ..results.errors import WorkerFailedError
 from .devices import NamedLane
 from .symptoms import MemoryGroup, connections, is_blocked, is_stopped, memory_group
+from .worker.signs import WAITS, state_file
 
 START_TIMEOUT_S = 120.0
 """Before the first task, while libraries are loaded, and after the last, while they are let go."""
@@ -100,6 +103,14 @@ class Worker:
     def running(self) -> bool:
         """Whether it has not ended."""
         return self.process.poll() is None
+
+    @property
+    def state(self) -> int | None:
+        """What the worker's byte says; None where it shows none."""
+        try:
+            return state_file(self.log).read_bytes()[0]
+        except (FileNotFoundError, IndexError):  # not begun, or not on this machine
+            return None
 
     def last_words(self) -> str:
         """The end of what it printed."""
@@ -228,20 +239,27 @@ def _stopped(worker: Worker, workers: Sequence[Worker]) -> Fault:
 
 
 def _stuck(workers: Sequence[Worker], since: str) -> Fault:
-    """Nobody moves: who was stopped, else whose link is dead, else who is behind, else who the kernel holds."""
+    """Nobody moves: who was stopped, else whose link is dead, else who waits for nobody, else who the kernel holds."""
     running = [worker for worker in workers if worker.running]
     for worker in running:
         if is_stopped(worker.process.pid):
             return _stopped(worker, workers)
     if cut := _cut_off(running):
         return _lost_link(workers, cut, f"carries nothing: {since}")
-    behind = [worker for worker in running if _place(worker) == min(map(_place, running))]
+    behind = _behind(running)
     if len(behind) > 1:  # they wait for each other
         behind = [worker for worker in behind if is_blocked(worker.process.pid)] or behind
-    if len(behind) > 1 and len(behind) == len(workers):
+    if len(behind) > 1:
         names = ", ".join(repr(worker.lane.name) for worker in behind)
         return Fault("hung", None, f"workers {names} hung together, none behind the others: {since}", _silence(workers))
     return Fault("hung", behind[0].lane.name, f"{behind[0].named} hung: {since}", _silence(workers))
+
+
+def _behind(running: Sequence[Worker]) -> list[Worker]:
+    """Those that may be at fault: who does not wait for others; all, where everybody waits, or nobody shows it."""
+    if all(worker.state is not None for worker in running):
+        return [worker for worker in running if worker.state != WAITS] or list(running)
+    return [worker for worker in running if _place(worker) == min(map(_place, running))]
 
 
 def _place(worker: Worker) -> tuple[int, int]:

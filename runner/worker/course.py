@@ -42,7 +42,8 @@ def course(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     for number in range(task["total"]):
         if asks and number in task["points"]:
             begin = member.now()
-            answer = _ask(member, Path(task["folder"]), number, steps[told:])
+            with member.state.waits():
+                answer = _ask(member, Path(task["folder"]), number, steps[told:])
             told, asks = len(steps), answer["again"]
             if answer["division"] != division:
                 part = change(member, division, answer["division"])
@@ -82,7 +83,8 @@ def change(member: Member, old: Mapping[str, Any], new: dict[str, Any]) -> Part 
     states = _states(member, before)
     for place in range(len(member.weights)):
         for target in sorted(wanted[place] - held[place]):
-            _hand_over(member, place, states, (min(held[place]), target))
+            with member.state.waits():
+                _hand_over(member, place, states, (min(held[place]), target))
     if after is not None:
         places = {id(weight): place for place, weight in enumerate(member.weights)}
         after.optimizer.state.clear()

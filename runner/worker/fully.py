@@ -7,17 +7,53 @@ the passes' segments hold them, and the clocks cannot tell a disturbance from a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ..workload import build_model
 from .member import Segment, optimizer_kind, say
+from .signs import State
 
 if TYPE_CHECKING:
     from .member import Member
+
+
+class Collective:
+    """What the module's collectives have in common: memory of their own, and that the member waits in them."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Room for what is sent or received."""
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class Gather(Collective):
+    """The all-gather of weights."""
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
+    ) -> Any:
+        """Gather, as the module would."""
+        with self.state.waits():
+            return dist.all_gather_into_tensor(output_tensor, input_tensor, group=group, async_op=async_op)
+
+
+class Scatter(Collective):
+    """The reduce-scatter of gradients."""
+
+    def __call__(  # torch's signature
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
+    ) -> Any:
+        """Sum and scatter, as the module would."""
+        with self.state.waits():
+            return dist.reduce_scatter_tensor(output_tensor, input_tensor, op=op, group=group, async_op=async_op)
 
 
 class Fully:
@@ -41,6 +77,8 @@ class Fully:
             sharded = fully_shard(module, mesh=mesh, reshard_after_forward=not keeps)
             sharded.set_gradient_divide_factor(1.0)  # a sum: each loss is a part of the global batch's mean
             sharded.set_force_sum_reduction_for_comms(True)
+            sharded.set_custom_all_gather(Gather(self.member.state))
+            sharded.set_custom_reduce_scatter(Scatter(self.member.state))
         assert isinstance(model, FSDPModule)
         self.model, self.keeps = model, keeps
         self.parameters = [weight for weight in model.parameters() if weight.requires_grad]
@@ -49,7 +87,8 @@ class Fully:
 
     def gradient(self) -> torch.Tensor:
         """The whole gradient, gathered; all who take part must ask."""
-        return torch.cat([weight.grad.full_tensor().flatten() for weight in self.parameters])  # type: ignore[union-attr]
+        with self.member.state.waits():
+            return torch.cat([weight.grad.full_tensor().flatten() for weight in self.parameters])  # type: ignore[union-attr]
 
     def clear(self) -> None:
         """Gradients are zero again."""

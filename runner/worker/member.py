@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..hosts.clocks import agreed_offset_s
 from ..hosts.membership import join_store
 from .quota import Quota
-from .signs import Signs
+from .signs import Signs, State, state_file
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,7 @@ class Member:
         self.slow = 1.0
         """Its passes and updates take so many times as long as they would."""
         self.signs = Signs()
+        self.state = State(state_file(folder / f"rank-{rank}.log"))
         self.retries_left = math.ceil(RETRIED_SHARE * len(job["tasks"]))
         self.losses: list[float] = []
         """Mean loss of each step of a training, as far as it has been shared with the others."""
@@ -58,7 +59,8 @@ class Member:
         """This member's part of the losses since then."""
         self.busy_s = self.train_s = 0.0
         if self.world > 1:
-            self._join()
+            with self.state.waits():
+                self._join()
         if "model" in job:
             self._build()
 
@@ -97,7 +99,8 @@ class Member:
         if len(key) > 1 and key not in self.groups:
             import torch.distributed as dist
 
-            self.groups[key] = dist.new_group(list(key), timeout=self.timeout)
+            with self.state.waits():
+                self.groups[key] = dist.new_group(list(key), timeout=self.timeout)
         return self.groups.get(key)
 
     def _join(self) -> None:
@@ -134,9 +137,10 @@ class Member:
         if self.world > 1:
             import torch.distributed as dist
 
-            dist.barrier()
-            if self.job.get("store") is not None:
-                self.offset_s = agreed_offset_s(self.rank, self.world, self.device)
+            with self.state.waits():
+                dist.barrier()
+                if self.job.get("store") is not None:
+                    self.offset_s = agreed_offset_s(self.rank, self.world, self.device)
 
     def now(self) -> float:
         """Monotonic seconds, the first member's clock for all of them, once the device has done its work."""
@@ -209,8 +213,9 @@ class Member:
             start += size
         begin = self.now()
         if group is not None:
-            say("waits")  # whoever has not said so when all are silent is the one that the others wait for
-            dist.all_reduce(self.flat, group=group)
+            say("waits")
+            with self.state.waits():
+                dist.all_reduce(self.flat, group=group)
             segments.append(("communication", -1, begin, self.now(), 0.0, -1))
         return loss_sum
 
@@ -286,7 +291,8 @@ def group_max(member: Member, value: float) -> float:
     if member.world < 2:
         return value
     tensor = torch.tensor([value], dtype=torch.float64, device=member.device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    with member.state.waits():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return float(tensor)
 
 

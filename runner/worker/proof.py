@@ -40,7 +40,8 @@ def prove(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         part.clear()
     if member.world > 1:
         both = torch.stack((held, squares)).to(member.device)
-        dist.all_reduce(both)
+        with member.state.waits():
+            dist.all_reduce(both)
         held, squares = both.cpu()
     total = sum(float(each.double().square().sum()) for each in reference)
     missing = int((held == 0).sum())
@@ -61,7 +62,8 @@ def _reference(member: Member) -> list[Any]:
         flat.copy_(member.flat)
         member.flat.zero_()
     if member.world > 1:
-        dist.broadcast(flat, src=0)
+        with member.state.waits():
+            dist.broadcast(flat, src=0)
     return list(torch.split(flat, [weight.numel() for weight in member.weights]))
 
 

@@ -147,7 +147,8 @@ def gathered(member: Member, ranks: Sequence[int], data: bytes) -> list[bytes]:
     own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(member.device)
     found = [torch.empty_like(own) for _ in ranks]
     say("waits")
-    dist.all_gather(found, own, group=member.groups[tuple(ranks)])
+    with member.state.waits():
+        dist.all_gather(found, own, group=member.groups[tuple(ranks)])
     return [bytes(each.cpu().numpy()) for each in found]
 
 

@@ -1,16 +1,58 @@
-"""Signs of life with figures: a few times a second, the line after a step also says how the steps went."""
+"""Signs of life: lines with figures a few times a second, and a byte that says whether a worker waits for others."""
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+WORKS, WAITS = 1, 2
+"""What the byte says."""
 EVERY_S = 0.25
 """Between two lines with figures: what a view of the running training can show at most."""
+
+
+class State:
+    """Whether a worker is at work or waits for others: a byte in a file, which the driver reads when all are silent.
+
+    A line for every send and receive would wake the driver each time, on a processor that lanes are measured on; to set
+    a byte of mapped memory takes no call of the system.
+    """
+
+    def __init__(self, file: Path) -> None:
+        file.write_bytes(bytes([WORKS]))
+        with file.open("r+b") as opened:
+            self._byte = mmap.mmap(opened.fileno(), 1)
+
+    @contextmanager
+    def waits(self) -> Iterator[None]:
+        """Within it, what the worker does ends only when others have done something."""
+        with self._set(WAITS):
+            yield
+
+    @contextmanager
+    def works(self) -> Iterator[None]:
+        """Within it, the worker waits for nobody: the part of a wait that is its own work."""
+        with self._set(WORKS):
+            yield
+
+    @contextmanager
+    def _set(self, value: int) -> Iterator[None]:
+        before, self._byte[0] = self._byte[0], value
+        try:
+            yield
+        finally:
+            self._byte[0] = before
+
+
+def state_file(log: Path) -> Path:
+    """The file with a worker's state, beside its log."""
+    return log.with_suffix(".state")
 
 
 class Signs:

@@ -82,7 +82,8 @@ class Sharded(ZeroRedundancyOptimizer):
 
     def _sync_params(self) -> None:
         begin = self.part.member.now()
-        super()._sync_params()  # type: ignore[misc]  # inherited, but in no stub
+        with self.part.member.state.waits():
+            super()._sync_params()  # type: ignore[misc]  # inherited, but in no stub
         self.part.handed_s = (begin, self.part.member.now())
 
 
@@ -168,7 +169,8 @@ class Staged:
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of a micro-batch, whose time belongs to the forward pass just before."""
         cpu = self.member.clock()
-        loss = self.member.objective.loss(logits, targets, self.count)
+        with self.member.state.works():
+            loss = self.member.objective.loss(logits, targets, self.count)
         kind, number, begin, _, own, stage = self.segments[-1]
         self.segments[-1] = (kind, number, begin, self.member.now(), own + self.member.clock() - cpu, stage)
         return loss
@@ -177,10 +179,11 @@ class Staged:
     def timed(self, kind: str, number: int, stage: int) -> Iterator[None]:
         """Add a segment for what is done inside."""
         begin, cpu = self.member.now(), self.member.clock()
-        yield
-        self.member.drag(begin)
+        with self.member.state.works():
+            yield
+            self.member.drag(begin)
         self.segments.append((kind, number, begin, self.member.now(), self.member.clock() - cpu, stage))
-        say("waits")  # perhaps for a neighbour: whoever has said least when all are silent is the one that hangs
+        say("waits")
 
     def gradient(self) -> Tensor:
         """As in :class:`.parts.Part`."""
@@ -254,7 +257,8 @@ class Staged:
         targets = objective.targets(start, size) if holds_last else None
         first = (ids,) if 0 in self.own else ()
         assert self.schedule is not None
-        self.schedule.step(*first, mask=mask, target=targets, losses=losses, return_outputs=False)
+        with self.member.state.waits():  # for neighbours, but for what is timed
+            self.schedule.step(*first, mask=mask, target=targets, losses=losses, return_outputs=False)
         return sum(float(each.detach()) for each in losses)
 
     def _sum(self) -> bool:
@@ -264,7 +268,8 @@ class Staged:
             size = sum(weight.numel() for weight in each.weights)
             group = self.member.group(each.ranks)
             if group is not None:
-                dist.all_reduce(self.flat[offset : offset + size], group=group)
+                with self.member.state.waits():
+                    dist.all_reduce(self.flat[offset : offset + size], group=group)
                 shared = True
             offset += size
         return shared

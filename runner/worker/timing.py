@@ -75,12 +75,13 @@ def _collectives(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     for _ in range(task["repeats"] + 2):
         whole.fill_(1.0)
         start = member.now()
-        if task["op"] == "all_reduce":
-            dist.all_reduce(whole, group=group)
-        elif task["op"] == "reduce_scatter":
-            dist.reduce_scatter_tensor(part, whole, group=group)
-        else:
-            dist.all_gather_into_tensor(whole, part, group=group)
+        with member.state.waits():
+            if task["op"] == "all_reduce":
+                dist.all_reduce(whole, group=group)
+            elif task["op"] == "reduce_scatter":
+                dist.reduce_scatter_tensor(part, whole, group=group)
+            else:
+                dist.all_gather_into_tensor(whole, part, group=group)
         times.append((start, member.now()))
     return {"times": times[2:]}
 
@@ -100,8 +101,9 @@ def message(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         sends = number % 2 == place
         start = member.now()
         work = dist.batch_isend_irecv([dist.P2POp(dist.isend if sends else dist.irecv, buffer, peer, group)])
-        for each in work:
-            each.wait()
+        with member.state.waits():
+            for each in work:
+                each.wait()
         moments.append(start if sends else member.now())
     return {"moments": moments[2:]}
 
@@ -156,7 +158,8 @@ def agreed(member: Member, wish: bool, group: Any) -> bool:
     if group is None:
         return wish
     votes = torch.tensor([float(wish)], device=member.device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=group)
+    with member.state.waits():
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=group)
     return bool(votes.item() > 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from steelyard.runner.devices import NamedLane
+from steelyard.runner.symptoms import is_stopped
 from steelyard.runner.watch import Fault, FaultError, Worker, watch
+from steelyard.runner.worker.signs import state_file
 
 READY = "echo done 0; "
-FOREVER = "exec sleep 60"
+FOREVER = 'touch "$SETTLED"; exec sleep 600'
 RESET = "echo 'RuntimeError: Connection reset by peer' >&2; exit 1"
 
 Watched = Callable[..., Fault]
@@ -20,24 +23,42 @@ Watched = Callable[..., Fault]
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Watched]:
-    """Starts a shell for each script, watches them as a group of one task, and gives back the fault."""
-    workers: list[Worker] = []
+    """Starts a shell for each script, watches them as a group of one task, and gives back the fault.
+
+    The watch begins when all have said what they have to say, however long that takes on a busy host.
+    """
+    processes: list[subprocess.Popen[bytes]] = []
 
     def run(*scripts: str, timeout_s: float = 1.0) -> Fault:
         for rank, script in enumerate(scripts):
-            log = tmp_path / f"rank-{rank}.log"
-            with log.open("wb") as output:
-                process = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=output)
-            workers.append(Worker(NamedLane(name="abc"[rank]), rank, process, log))
+            with log_of(tmp_path, rank).open("wb") as output:
+                names = {"SETTLED": str(tmp_path / f"settled-{rank}"), "STATE": str(state_file(log_of(tmp_path, rank)))}
+                told = {**os.environ, **names}
+                processes.append(
+                    subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=output, env=told)
+                )
+        for rank, process in enumerate(processes):
+            while (
+                not (tmp_path / f"settled-{rank}").exists() and process.poll() is None and not is_stopped(process.pid)
+            ):
+                time.sleep(0.01)
+        workers = [
+            Worker(NamedLane(name="abc"[rank]), rank, process, log_of(tmp_path, rank))
+            for rank, process in enumerate(processes)
+        ]
         with pytest.raises(FaultError) as failed:
             watch(workers, 1, timeout_s)
         assert str(failed.value) == failed.value.fault.what
         return failed.value.fault
 
     yield run
-    for worker in workers:
-        worker.process.kill()
-        worker.process.communicate()
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def log_of(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.log"
 
 
 def test_the_one_that_is_behind_is_named_though_its_peers_are_as_silent(watched: Watched) -> None:
@@ -54,9 +75,30 @@ def test_nobody_is_named_where_nobody_is_behind(watched: Watched) -> None:
     assert "'a', 'b' hung together" in fault.what
 
 
+WAITING, WORKING = "printf '\\002' > $STATE; ", "printf '\\001' > $STATE; "
+
+
+def test_the_one_that_does_not_wait_is_named_however_much_it_has_said(watched: Watched) -> None:
+    """As in a pipeline: the last stage waits for the first, which has had more to say."""
+    fault = watched(f"{READY} echo waits; echo waits; {WORKING} {FOREVER}", f"{READY} {WAITING} {FOREVER}")
+    assert (fault.kind, fault.lane) == ("hung", "a")
+
+
+def test_nobody_is_named_where_all_wait_though_one_has_said_less(watched: Watched) -> None:
+    fault = watched(f"{READY} echo waits; {WAITING} {FOREVER}", f"{READY} {WAITING} {FOREVER}")
+    assert (fault.kind, fault.lane) == ("hung", None)
+    assert "'a', 'b' hung together" in fault.what
+
+
+def test_lines_are_counted_where_one_shows_no_state(watched: Watched) -> None:
+    """A lane on another machine."""
+    fault = watched(f"{READY} echo waits; {WORKING} {FOREVER}", f"{READY} {FOREVER}")
+    assert (fault.kind, fault.lane) == ("hung", "b")
+
+
 def test_a_stopped_worker_is_named_before_those_that_are_behind(watched: Watched) -> None:
     """It is ahead by signs, and it is the one that a signal stopped."""
-    fault = watched(f"{READY} {FOREVER}", f"{READY} echo alive; echo waits; kill -STOP $$; {FOREVER}", timeout_s=2.0)
+    fault = watched(f"{READY} {FOREVER}", f"{READY} echo alive; echo waits; kill -STOP $$", timeout_s=2.0)
     assert (fault.kind, fault.lane) == ("stopped", "b")
 
 
@@ -111,12 +153,12 @@ def test_a_driver_that_thinks_for_long_takes_nobody_for_silent(tmp_path: Path) -
 
     def think(name: str, line: str) -> None:
         if line == "asked":
-            time.sleep(3.5)
+            time.sleep(11.0)
             answer.touch()
 
     worker = Worker(NamedLane(name="a"), 0, process, log)
     try:
-        watch([worker], 1, 3.0, listen=think)
+        watch([worker], 1, 10.0, listen=think)
     finally:
         process.kill()
         process.communicate()

@@ -1,0 +1,65 @@
+"""A lane that really hangs, in a pass that does not end, in plans whose lanes say unequally much: it alone is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from steelyard.runner.calibrate import job_of
+from steelyard.runner.execution import division
+from steelyard.runner.launch import run_group
+from steelyard.runner.replay import lanes_of
+from steelyard.runner.watch import FaultError
+from steelyard.sim.plan import Plan
+from steelyard.sim.spec import Scenario
+
+pytestmark = pytest.mark.slow
+
+STEPS, HANGS_IN = 3, 1
+TIMEOUT_S = 20.0
+"""Long enough for a busy host to load what sharding takes, in which a worker says nothing."""
+FOR_EVER = 1e12
+"""A pass that takes so many times as long as it would."""
+
+
+def pipeline(stages: list[tuple[int, int, str]], sizes: list[int]) -> dict[str, Any]:
+    return {
+        "stages": [{"first": first, "last": last, "replicas": [{"devices": [name]}]} for first, last, name in stages],
+        "micro_batches": sizes,
+    }
+
+
+SPLIT = [pipeline([(0, 4, "full")], [10, 10]), pipeline([(0, 4, "sse")], [10])]
+TWO_STAGES = [pipeline([(0, 2, "full"), (2, 4, "sse")], [10, 10, 10])]
+SHARDED = [pipeline([(0, 4, "full")], [20]), pipeline([(0, 4, "sse")], [10])]
+PLANS = {
+    "split": {"pipelines": SPLIT},
+    "1f1b": {"pipelines": TWO_STAGES, "schedule": "1f1b"},
+    "gpipe": {"pipelines": TWO_STAGES, "schedule": "gpipe"},
+    "zero 2": {"pipelines": SHARDED, "zero": 2},
+    "zero 3": {"pipelines": SHARDED, "zero": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("plan", "lane"),
+    [("split", "sse"), ("1f1b", "full"), ("1f1b", "sse"), ("gpipe", "sse"), ("zero 2", "full"), ("zero 3", "sse")],
+)
+def test_the_lane_that_hangs_is_named(tiny_scenario: Scenario, tmp_path: Path, plan: str, lane: str) -> None:
+    scenario, lanes = tiny_scenario, lanes_of(tiny_scenario)
+    names = [each.name for each in lanes]
+    job, data = job_of(scenario.workload, scenario.training, tmp_path, seed=0)
+    hung = [FOR_EVER if name == lane else 1.0 for name in names]
+    task = {
+        "op": "course",
+        "division": division(Plan.parse(PLANS[plan]), scenario.workload, names),
+        "ranks": [0, 1],
+        "total": STEPS,
+        "points": [],
+        "slow": [hung if step == HANGS_IN else [1.0, 1.0] for step in range(STEPS)],
+        "folder": str(tmp_path),
+    }
+    with pytest.raises(FaultError) as failed:
+        run_group(lanes, [task], job, timeout_s=TIMEOUT_S, data=data)
+    assert (failed.value.fault.kind, failed.value.fault.lane) == ("hung", lane), failed.value
