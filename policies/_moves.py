@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from ..sim.memory import positions
 from ..sim.plan import Pipeline, Plan
 from ._pipeline import evenly
 
+FEW = 64
+"""Pipelines up to which samples are moved between them: of more, a sample is a small part, and estimates take long."""
 BUCKETS = (25.0, 50.0)
 """MiB of messages of gradients that are tried beside the plan's default."""
 
@@ -19,9 +22,10 @@ def rebucketed(plan: Plan) -> Iterator[Plan]:
 
 
 def changes(plan: Plan) -> Iterator[Plan]:
-    """Plans that differ in the number of micro-batches, or in one cut, of all like pipelines."""
+    """Plans that differ in the number of micro-batches, in one cut, or in the samples of all like pipelines."""
     yield from resized(plan)
     yield from _moved(plan)
+    yield from shifted(plan)
 
 
 def resized(plan: Plan) -> Iterator[Plan]:
@@ -44,6 +48,28 @@ def resized(plan: Plan) -> Iterator[Plan]:
                     for each in plan.pipelines
                 ]
                 yield plan.model_copy(update={"pipelines": pipelines})
+
+
+def shifted(plan: Plan) -> Iterator[Plan]:
+    """Plans in which each pipeline of some samples gives one to those of other samples; of few pipelines only."""
+    if len(plan.pipelines) > FEW:
+        return
+    places: dict[tuple[int, int], list[int]] = {}
+    for number, pipeline in enumerate(plan.pipelines):
+        places.setdefault((pipeline.samples, len(pipeline.micro_batches)), []).append(number)
+    for giving, taking in itertools.permutations(places, 2):
+        if giving[0] > 1:
+            moved = dict.fromkeys(places[giving], -1)
+            moved.update(zip(places[taking], evenly(len(places[giving]), len(places[taking])), strict=True))
+            pipelines = [_dealt(each, moved.get(number, 0)) for number, each in enumerate(plan.pipelines)]
+            yield plan.model_copy(update={"pipelines": pipelines})
+
+
+def _dealt(pipeline: Pipeline, more: int) -> Pipeline:
+    """With so many samples more, in as many micro-batches as there were, if they suffice."""
+    samples = pipeline.samples + more
+    sizes = evenly(samples, min(samples, len(pipeline.micro_batches))) if more else pipeline.micro_batches
+    return pipeline.model_copy(update={"micro_batches": sizes})
 
 
 def _moved(plan: Plan) -> Iterator[Plan]:

@@ -193,7 +193,7 @@ def _leading(judge: Judge, rough: Iterable[Rough], count: int) -> Iterator[Fleet
 
 
 def improved(judge: Judge, best: Judged, moves: int) -> Judged:
-    """A plan after changes that help, as long as tries last: of the number of micro-batches, or of one cut."""
+    """A plan after changes that help, as long as tries last: of micro-batches, of one cut, or of samples."""
     while moves > 0:
         before = best
         for plan in changes(best[0]):
