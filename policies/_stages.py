@@ -332,8 +332,17 @@ class Chain:
 
     def _by_length(self, table: Floats) -> Floats:
         """Entries of stages [i, j) by their numbers of layers and first ones; infinite beyond the last layer."""
-        first, length = np.arange(self.layers + 1), np.arange(1, self.layers + 1)[:, None]
-        return np.where(first + length <= self.layers, table[first, self.ends], np.inf)
+        return np.where(self._inside, table.take(self._entries), np.inf)
+
+    @cached_property
+    def _entries(self) -> NDArray[np.intp]:
+        """By the number of layers and the first one, the place of a stage in a table [i, j) that is read in a row."""
+        return np.asarray(np.arange(self.layers + 1) * (self.layers + 1) + self.ends, dtype=np.intp)
+
+    @cached_property
+    def _inside(self) -> Flags:
+        """By the number of layers and the first one, whether a stage ends with the last layer at the latest."""
+        return np.arange(1, self.layers + 1)[:, None] + np.arange(self.layers + 1) <= self.layers
 
     def spans(self, label: int, behind: int) -> Spans:
         """What :meth:`stage` says, by the number of layers."""
@@ -349,7 +358,7 @@ class Chain:
         """What :meth:`fits` says, by the number of layers, up to the most that fit anywhere."""
         key = (label, self._in_flight(behind))
         if key not in self._fits_spans:
-            fits = self._by_length(np.where(self.fits(label, behind), 0.0, np.inf)) == 0.0
+            fits = self.fits(label, behind).take(self._entries) & self._inside
             most = np.flatnonzero(fits.any(axis=1))
             self._fits_spans[key] = fits[: int(most[-1]) + 1 if len(most) else 0]
         return self._fits_spans[key]
