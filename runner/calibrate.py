@@ -58,7 +58,7 @@ def calibrate(
     *,
     again: bool = False,
     force: bool = False,
-    before: Callable[[Sequence[NamedLane]], None] = lambda lanes: None,
+    before: Callable[[Sequence[NamedLane]], object] = lambda lanes: None,
     report: Report = lambda line: None,
     tick: Tick = lambda done, total: None,
 ) -> Calibration:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 from ..results.errors import InputError, WorkerFailedError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval
-from ..results.record import DeviceLedger, Manifest, PolicyRecord, Run, digest, event_frame
+from ..results.record import DeviceLedger, Manifest, PolicyRecord, Recovery, Run, digest, event_frame
+from ..results.recovery import recovery
 from ..results.store import write_run
 from ..sim import cost
 from ..sim.adaptive import at_its_best
 from ..sim.bounds import work_bound_s
+from ..sim.disturbances import factors_at, slowed
 from ..sim.engine import simulate
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
@@ -30,11 +32,13 @@ from .protocol import Measurement
 from .replay import (
     Entry,
     begun_common,
+    gauged,
     hold_out,
     lanes_of,
     prove_entries,
     provenance,
     seal,
+    split_bound_s,
     study_name,
     unused_label,
     written_utc,
@@ -115,13 +119,15 @@ def replay_courses(
     require_torch()
     lanes_of(scenario)
     named, same = labelled(policies)
-    expected = [entries_of(simulate(scenario, policy, seed=seed), describe(policy)) for _, policy in named]
-    reduced = hold_out(scenario, [entry for own in expected for entry in own])
-    folder = runs / study_name(scenario, seed)
+    first = expected_entries(scenario, named, seed)
+    hold_out(scenario, first)  # what cannot be measured is refused before anything runs
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
-    contenders, sealed = predict_courses(reduced, named, folder, seed, [*notes, *same])
+    scenario, drifted = gauged(scenario, first, job, data, report=report)
+    expected, notes = expected_entries(scenario, named, seed), [*notes, *drifted, *same]
+    folder = runs / study_name(scenario, seed)
+    contenders, sealed = predict_courses(scenario, hold_out(scenario, expected), named, folder, seed, notes)
     report(f"{len(contenders)} runs predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
-    distinct = {entry.plan.sha256: entry for own in expected for entry in own}
+    distinct = {entry.plan.sha256: entry for entry in expected}
     proven, failed = prove_entries(scenario, list(distinct.values()), job, data, report=report)
     if failed:  # a policy comes to its plans under way: none of them can be left out
         raise InputError("plans", "; ".join(failed), "report it: the runtime is wrong")
@@ -131,7 +137,7 @@ def replay_courses(
         batch = scenario.workload.global_batch
         watcher.plans([Planned(each.label, batch, each.prediction.summary.step_time_s.p50) for each in contenders])
     launches = Launches(folder)
-    begun = {**begun_common(scenario, seed, sealed, [*notes, *same]), **begun_of(contenders, proven)}
+    begun = {**begun_common(scenario, seed, sealed, notes), **begun_of(contenders, proven)}
     with launches.measuring(begun):
         followed, measurement = follow(scenario, contenders, job, data, launches, report=report, tick=tick)
         measured = measured_courses(scenario, contenders, followed, measurement, begun)
@@ -240,15 +246,28 @@ def entries_of(run: Run, record: PolicyRecord) -> list[Entry]:
     return [Entry(record.label(), record, plan) for plan in plans]
 
 
+def expected_entries(scenario: Scenario, named: Sequence[tuple[str, Policy]], seed: int) -> list[Entry]:
+    """The plans that policies come to in simulation."""
+    return [
+        entry for _, policy in named for entry in entries_of(simulate(scenario, policy, seed=seed), describe(policy))
+    ]
+
+
 def predict_courses(
-    scenario: Scenario, named: Sequence[tuple[str, Policy]], folder: Path, seed: int, notes: Sequence[str]
+    scenario: Scenario,
+    reduced: Scenario,
+    named: Sequence[tuple[str, Policy]],
+    folder: Path,
+    seed: int,
+    notes: Sequence[str],
 ) -> tuple[list[Contender], str]:
     """Simulate each policy's run and write the predictions, with their digest, to disk; nothing has been measured."""
     found, lines = [], []
     for number, (label, policy) in enumerate(named):
-        run = simulate(scenario, policy, seed=seed, label=label)
+        run = simulate(reduced, policy, seed=seed, label=label)
         manifest = run.manifest.model_copy(update={"notes": list(notes), "provenance": provenance(scenario)})
-        run = Run(manifest=manifest, plan=run.plan, summary=run.summary, events=run.events, decisions=run.decisions)
+        summary = run.summary.model_copy(update={"recovery": recovered(scenario, step_times(run.events))})
+        run = replace(run, manifest=manifest, summary=summary)
         write_run(run, folder / run_folder(number, label, "predicted"))
         found.append(Contender(label, policy, run))
         lines.append(
@@ -291,6 +310,7 @@ def measured_course(
         median_interval_s=bootstrap_interval(list(times.values()), seed),
         pace_s=pooled.mean,
     )
+    summary = summary.model_copy(update={"recovery": recovered(scenario, times)})
     plan, predicted = courses[0].plans[0][1], contender.prediction.manifest
     manifest = Manifest(
         run_id=digest([predicted.run_id, begun["sha256"], contender.label, written_utc()])[:16],
@@ -313,6 +333,17 @@ def measured_course(
     )
     decisions = [each for course in courses for each in course.decisions]
     return Run(manifest=manifest, plan=plan.document(), summary=summary, events=events, decisions=decisions)
+
+
+def recovered(scenario: Scenario, times: Mapping[int, Sequence[float]]) -> Recovery | None:
+    """What a run regains after the last change of its lanes' speeds, of the best split by the tables."""
+    factors = [factors_at(scenario.disturbances, step) for step in range(scenario.sampling.steps)]
+    changes = [step for step in range(1, len(factors)) if factors[step] != factors[step - 1]]
+    if not changes:
+        return None
+    then = scenario.model_copy(update={"cluster": slowed(scenario.cluster, factors[-1])})
+    optimum_s = split_bound_s(then)
+    return recovery(times, changes[-1], optimum_s) if optimum_s is not None else None
 
 
 def ledgers_of(courses: Sequence[Course], events: pd.DataFrame) -> dict[str, DeviceLedger]:

@@ -89,7 +89,7 @@ def demo(
     return finish(comparison, found, study.folder, study.runs, study.interrupted)
 
 
-def operators_timer(runs: Path, report: Report) -> Callable[[Sequence[NamedLane]], None]:
+def operators_timer(runs: Path, report: Report) -> Callable[[Sequence[NamedLane]], object]:
     """Times the operators on lanes: for the calibrated predictions of a model that they never saw."""
     return lambda lanes: calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), again=True, report=report)
 

@@ -7,7 +7,7 @@ model's steps became 14 % slower.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from statistics import median
 
 from ..sim.device import Cluster, Device
@@ -21,17 +21,59 @@ from .launch import LaunchResult, Task
 
 SECONDS = 0.3
 LEAST_STEPS = 3
+LAUNCHES, BLOCKS = 2, 6
+"""What a replay gauges before it predicts anything: launches differ by more than the blocks of one."""
+NOISE_PERCENT = 3.0
+"""A lane within this of its table runs as it did at calibration, as far as two launches can tell."""
+MOST_FACTOR = 2.0
+"""Tables that are further off than this are not a slower or faster day of this lane."""
 PLANS_PER_GAUGE = 3
 """Blocks of plans from one gauge to the next: a neighbour of the host comes and goes within seconds."""
 
 
-def gauge_tasks(cluster: Cluster) -> list[Task]:
-    """The task that gauges all lanes at once; none where they have no calibrated size in common."""
-    sizes = set.intersection(*(set(_work_s(device)) for device in cluster.devices))
+def gauge_tasks(cluster: Cluster, avoid: Collection[int] = ()) -> list[Task]:
+    """The task that gauges all lanes at once; none where they have no calibrated size in common.
+
+    Args:
+        cluster: of lanes with tables.
+        avoid: sizes of plans: the gauge's is as far from them as can be, so that no plan's own size tells its time.
+    """
+    sizes = sorted(set.intersection(*(set(_work_s(device)) for device in cluster.devices)))
     if not sizes:
         return []
-    middle = sorted(sizes)[len(sizes) // 2]
-    return [{"op": "gauge", "micro_batch": middle, "seconds": SECONDS, "least": LEAST_STEPS}]
+    middle = sizes[len(sizes) // 2]
+    size = max(sizes, key=lambda size: (min((abs(size - each) for each in avoid), default=0), -abs(size - middle)))
+    return [{"op": "gauge", "micro_batch": size, "seconds": SECONDS, "least": LEAST_STEPS}]
+
+
+def at_present_speed(
+    scenario: Scenario, avoid: Collection[int], run: Callable[[Sequence[Task]], LaunchResult]
+) -> tuple[Scenario, list[str]]:
+    """The scenario with its lanes as fast as they are now, which may be long after their calibration.
+
+    No plan runs for it: only steps of one calibrated size, as at calibration. Lanes within the noise stay as they are.
+
+    Args:
+        scenario: of lanes with tables.
+        avoid: sizes of the plans that are to be predicted.
+        run: runs the tasks of one launch.
+
+    Returns:
+        The scenario, and a note on every lane that is off its table.
+    """
+    tasks = BLOCKS * gauge_tasks(scenario.cluster, avoid)
+    if not tasks:
+        return scenario, []
+    drift = drift_percent(scenario.cluster, [run(tasks) for _ in range(LAUNCHES)])
+    off = {name: 1 + each / 100 for name, each in drift.items() if abs(each) > NOISE_PERCENT}
+    strange = {name for name, factor in off.items() if not 1 / MOST_FACTOR <= factor <= MOST_FACTOR}
+    factors = {name: factor for name, factor in off.items() if name not in strange}
+    notes = [
+        f"{name} takes {factor:.2f} times as long as calibrated: "
+        + ("its tables are not of this lane, calibrate again" if name in strange else "its tables are scaled by that")
+        for name, factor in off.items()
+    ]
+    return scenario.model_copy(update={"cluster": slowed(scenario.cluster, factors)}), notes
 
 
 def drift_percent(cluster: Cluster, launches: Sequence[LaunchResult]) -> dict[str, float]:
@@ -68,7 +110,6 @@ def _ratios(launch: LaunchResult, rank: int, table: dict[int, float]) -> list[fl
 
 
 def _work_s(device: Device) -> dict[int, float]:
-    """Forward and backward seconds by calibrated micro-batch size."""
-    return (
-        {each.micro_batch: each.forward_s + each.backward_s for each in device.profile.points} if device.profile else {}
-    )
+    """Forward and backward seconds by calibrated micro-batch size, at the speed that the scenario gives the device."""
+    points = device.profile.points if device.profile is not None else []
+    return {each.micro_batch: device.slowdown * (each.forward_s + each.backward_s) for each in points}

@@ -34,7 +34,7 @@ from .devices import NamedLane, available_cpus, fingerprint
 from .effort import Effort
 from .execution import division
 from .fidelity import others, predict_at
-from .gauge import drift_factors
+from .gauge import at_present_speed, drift_factors
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
@@ -99,8 +99,9 @@ def replay(
 ) -> Study:
     """Predict, then measure, the plans of some policies on this host's lanes.
 
-    The predictions are on disk, with their digest, before the first worker starts. Sizes of micro-batches that the
-    plans use are taken out of the calibration first, so that no plan is predicted from a measurement of its own size.
+    The lanes are gauged first, and tables of another speed are scaled. The predictions are on disk, with their digest,
+    before a plan runs for the first time. Sizes of micro-batches that the plans use are taken out of the calibration
+    first, so that no plan is predicted from a measurement of its own size.
     A scenario with disturbances or rebalance points is run as :func:`.courses.replay_courses` says.
 
     Args:
@@ -126,22 +127,15 @@ def replay(
         return replay_courses(scenario, policies, runs, seed=seed, notes=[*notes, *unused], report=report, tick=tick)
     require_torch()
     lanes_of(scenario)
-    entries, same = distinct_entries(scenario, policies)
-    reduced = hold_out(scenario, entries)
-    weaker, missing = others(scenario, [entry.plan for entry in entries], runs)
-    folder = runs / study_name(scenario, seed)
-    all_notes = [*notes, *same, *missing]
-    job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
-    entries, sealed = predict(reduced, entries, folder, seed, all_notes, weaker=weaker)
-    report(f"{len(entries)} plans predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
-    predicted = [entry.prediction for entry in entries if entry.prediction is not None]
-    entries, failed = prove_entries(scenario, entries, job, data, report=report)
-    all_notes += failed
+    job, data = prepared(scenario, policies, runs)
+    told = foretell(scenario, policies, runs, (job, data), seed=seed, notes=notes, report=report)
+    scenario = told.scenario
+    entries, failed = prove_entries(scenario, told.entries, job, data, report=report)
     entries += twins(entries, twin_count(len(entries)))
     if (watcher := watcher_of(tick)) is not None:
         watcher.plans([Planned(each.label, scenario.workload.global_batch, each.predicted_s) for each in entries])
-    launches = Launches(folder)
-    with launches.measuring(begun_of(scenario, entries, seed, sealed, all_notes)):
+    launches, notes = Launches(told.folder), [*told.notes, *failed]
+    with launches.measuring(begun_of(scenario, entries, seed, told.sealed, notes)):
         measurement = measure(
             scenario,
             subjects_of(scenario, entries),
@@ -150,7 +144,8 @@ def replay(
             budget_s=budget_s,
             report=report,
         )
-        measured = measured_runs(scenario, entries, measurement, seed=seed, sealed=sealed, notes=all_notes)
+        measured = measured_runs(scenario, entries, measurement, seed=seed, sealed=told.sealed, notes=notes)
+        predicted = [each.prediction for each in told.entries if each.prediction is not None]
         return keep(launches, predicted, measured, measurement.stopped)
 
 
@@ -241,6 +236,65 @@ def measured_runs(
         measured_run(scenario, entry, index, measurement, seed=seed, sealed=sealed, notes=told)
         for index, entry in enumerate(entries)
     ]
+
+
+def prepared(scenario: Scenario, policies: Sequence[Policy], runs: Path) -> tuple[Task, Path]:
+    """What workers need, and the samples; what cannot be measured is refused here, before anything is written.
+
+    Raises:
+        InputError: torch cannot run a plan, or too few calibrated sizes are left.
+    """
+    hold_out(scenario, distinct_entries(scenario, policies)[0])
+    return job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What stands before any plan has run."""
+
+    scenario: Scenario
+    """With the lanes at their present speed."""
+    folder: Path
+    entries: list[Entry]
+    sealed: str
+    """Digest over the predictions."""
+    notes: list[str]
+
+
+def foretell(
+    scenario: Scenario,
+    policies: Sequence[Policy],
+    runs: Path,
+    work: tuple[Task, Path],
+    *,
+    seed: int,
+    notes: Sequence[str],
+    report: Report,
+) -> Foretold:
+    """Gauge the lanes, let the policies allocate, predict their plans, and seal that."""
+    first, _ = distinct_entries(scenario, policies)
+    present, drifted = gauged(scenario, first, *work, report=report)
+    entries, same = distinct_entries(present, policies)
+    # Of the lanes' present speed the weaker fidelities know nothing: it was gauged with the model.
+    weaker, missing = others(scenario, [entry.plan for entry in entries], runs)
+    folder, told = runs / study_name(scenario, seed), [*notes, *drifted, *same, *missing]
+    entries, sealed = predict(hold_out(present, entries), entries, folder, seed, told, weaker=weaker)
+    report(f"{len(entries)} plans predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
+    return Foretold(present, folder, entries, sealed, told)
+
+
+def gauged(
+    scenario: Scenario, entries: Sequence[Entry], job: Task, data: Path, *, report: Report
+) -> tuple[Scenario, list[str]]:
+    """The scenario at its lanes' present speed, with a note on each lane that is not as it was calibrated."""
+    lanes, timeout_s = lanes_of(scenario), scenario.replay.timeout_s
+    report("gauging the lanes: how fast they are now, against their tables")
+    found, notes = at_present_speed(
+        scenario, sizes_in(entries), lambda tasks: run_group(lanes, tasks, job, timeout_s=timeout_s, data=data)
+    )
+    for note in notes:
+        report(f"  {note}")
+    return found, notes
 
 
 def prove_entries(
@@ -351,7 +405,7 @@ def hold_out(scenario: Scenario, entries: Sequence[Entry]) -> Scenario:
     Raises:
         InputError: fewer than three points of a device are left.
     """
-    sizes = {size for entry in entries for pipeline in entry.plan.pipelines for size in pipeline.micro_batches}
+    sizes = sizes_in(entries)
 
     def reduce(device: Any) -> Any:
         if device.profile is None:
@@ -370,6 +424,11 @@ def hold_out(scenario: Scenario, entries: Sequence[Entry]) -> Scenario:
         for node in scenario.cluster.nodes
     ]
     return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+
+
+def sizes_in(entries: Sequence[Entry]) -> set[int]:
+    """The sizes of the micro-batches that some plans use."""
+    return {size for entry in entries for pipeline in entry.plan.pipelines for size in pipeline.micro_batches}
 
 
 def layers_without(device: Device, sizes: set[int]) -> LayerProfile | None:

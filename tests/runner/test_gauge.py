@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steelyard.runner.gauge import drift_percent, gauge_tasks
+from steelyard.runner.gauge import NOISE_PERCENT, at_present_speed, drift_factors, drift_percent, gauge_tasks
 from steelyard.runner.isolation.room import Room
-from steelyard.runner.launch import LaunchResult
+from steelyard.runner.launch import LaunchResult, Task
 from steelyard.runner.protocol import DRIFT_PERCENT, Measurement, contention
 from steelyard.runner.replay import lanes_of
 from steelyard.runner.resolving import job_of
 from steelyard.runner.worker.member import Member
 from steelyard.runner.worker.timing import gauge
 from steelyard.sim.device import Device
+from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
 
 OF_ONE_STEP = {"index": 0, "sizes": [[15], [15]], "ranks": [0, 1]}
@@ -26,9 +28,9 @@ def work_s(device: Device, size: int) -> float:
     return next(each.forward_s + each.backward_s for each in device.profile.points if each.micro_batch == size)
 
 
-def launch_of(scenario: Scenario, factors: list[float]) -> LaunchResult:
+def launch_of(scenario: Scenario, factors: list[float], gauges: Sequence[Task] = ()) -> LaunchResult:
     """A launch in which each lane takes so many times as long as its table says, and one block of a plan."""
-    tasks = [*gauge_tasks(scenario.cluster), {"op": "block", "round": 0, "steps": 1, **OF_ONE_STEP}]
+    tasks = [*(gauges or gauge_tasks(scenario.cluster))[:1], {"op": "block", "round": 0, "steps": 1, **OF_ONE_STEP}]
     answers = []
     for device, factor in zip(scenario.cluster.devices, factors, strict=True):
         seconds = factor * work_s(device, tasks[0]["micro_batch"])
@@ -53,6 +55,18 @@ def test_each_lane_is_as_slow_as_it_was_gauged(tiny_scenario: Scenario, factors:
     assert found == pytest.approx({name: 100 * (each - 1) for name, each in zip(names, factors, strict=True)}, abs=1e-6)
 
 
+@given(factors=st.lists(st.floats(0.5, 2.0), min_size=2, max_size=2))
+def test_a_plan_drifts_with_the_lane_that_it_waits_for(tiny_scenario: Scenario, factors: list[float]) -> None:
+    """A plan on one lane takes that lane's factor of its passes; a plan on both at most the larger one."""
+    names = [device.name for device in tiny_scenario.cluster.devices]
+    workload, launches = tiny_scenario.workload, [launch_of(tiny_scenario, factors)]
+    alone = Plan.data_parallel(workload, {names[0]: workload.global_batch, names[1]: 0})
+    both = Plan.data_parallel(workload, {names[0]: 20, names[1]: workload.global_batch - 20})
+    assert drift_factors(tiny_scenario, alone, launches) == pytest.approx([factors[0]])
+    (found,) = drift_factors(tiny_scenario, both, launches)
+    assert min(1.0, *factors) - 1e-9 <= found <= max(1.0, *factors) + 1e-9
+
+
 def test_one_launch_in_five_is_no_drift(tiny_scenario: Scenario) -> None:
     launches = [launch_of(tiny_scenario, [1.0, 1.0])] * 4 + [launch_of(tiny_scenario, [3.0, 3.0])]
     assert drift_percent(tiny_scenario.cluster, launches) == pytest.approx({"full": 0.0, "sse": 0.0}, abs=1e-9)
@@ -66,10 +80,39 @@ def test_a_lane_that_is_not_as_it_was_calibrated_marks_the_runs(tiny_scenario: S
     assert list(found["drift_percent"].values()) == pytest.approx([0.0, percent], abs=1e-6)
 
 
+@given(used=st.sets(st.integers(1, 40), min_size=1, max_size=6))
+def test_the_gauge_keeps_away_from_the_sizes_of_plans(tiny_scenario: Scenario, used: set[int]) -> None:
+    (task,) = gauge_tasks(tiny_scenario.cluster, used)
+    sizes = [2, 5, 11, 17, 23, 31]  # of the tables
+    distance = {size: min(abs(size - each) for each in used) for size in sizes}
+    assert task["micro_batch"] in sizes
+    assert distance[task["micro_batch"]] == max(distance.values())
+
+
+@given(percent=st.floats(-40, 90).filter(lambda percent: abs(abs(percent) - NOISE_PERCENT) > 1e-6))
+def test_a_replay_predicts_for_the_lanes_as_they_are(tiny_scenario: Scenario, percent: float) -> None:
+    """A lane beyond the noise has its table scaled, once: gauged again it is as it should be."""
+    factors = [1.0, 1 + percent / 100]
+    found, notes = at_present_speed(tiny_scenario, {15}, lambda tasks: launch_of(tiny_scenario, factors, tasks))
+    expected = factors if abs(percent) > NOISE_PERCENT else [1.0, 1.0]
+    assert [device.slowdown for device in found.cluster.devices] == pytest.approx(expected)
+    assert len(notes) == sum(each != 1.0 for each in expected)
+    again = drift_percent(found.cluster, [launch_of(tiny_scenario, factors)])
+    assert max(map(abs, again.values())) <= NOISE_PERCENT
+
+
+@pytest.mark.parametrize("factor", [0.2, 3.0])
+def test_tables_that_are_far_off_are_not_scaled(tiny_scenario: Scenario, factor: float) -> None:
+    found, notes = at_present_speed(tiny_scenario, set(), lambda tasks: launch_of(tiny_scenario, [1.0, factor], tasks))
+    assert found == tiny_scenario
+    assert "calibrate again" in notes[0]
+
+
 def test_lanes_without_a_size_in_common_are_not_gauged(tiny_scenario: Scenario) -> None:
     bare = without_profile(tiny_scenario)
     assert gauge_tasks(bare.cluster) == []
     assert drift_percent(bare.cluster, [LaunchResult([], [[], []])]) == {}
+    assert at_present_speed(bare, set(), lambda tasks: LaunchResult([], [[], []])) == (bare, [])
 
 
 def test_training_goes_on_as_if_it_had_not_been_gauged(tiny_scenario: Scenario, tmp_path: Path) -> None:

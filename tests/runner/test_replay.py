@@ -23,6 +23,7 @@ from steelyard.results.report import report
 from steelyard.results.store import find_runs, read_run
 from steelyard.runner import cli
 from steelyard.runner.devices import NamedLane
+from steelyard.runner.gauge import LAUNCHES
 from steelyard.runner.protocol import counted_steps
 from steelyard.runner.replay import (
     Entry,
@@ -365,6 +366,10 @@ def command(calibrated: Path, runs: Path, place: Path) -> subprocess.Popen[str]:
     )
 
 
+UNMEASURED = LAUNCHES + 1
+"""Groups of workers before the first launch: those that gauge the lanes, and the proof of the gradients."""
+
+
 def workers_in_launch(process: subprocess.Popen[str], number: int) -> list[psutil.Process]:
     """All workers so far, in order, once the two of the ``number``-th launch have met and are at work.
 
@@ -417,7 +422,7 @@ def kept_launches(runs: Path, error: str) -> int:
 def test_interrupt_keeps_complete_launches_and_leaves_no_process(calibrated: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
-        workers = workers_in_launch(process, 3)
+        workers = workers_in_launch(process, UNMEASURED + 2)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -434,8 +439,8 @@ def test_interrupt_keeps_complete_launches_and_leaves_no_process(calibrated: Pat
 def test_a_worker_that_dies_late_is_named_and_earlier_launches_are_kept(calibrated: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
-        workers = workers_in_launch(process, 3)
-        victim = next(each for each in workers[4:] if each.cmdline()[-1] == "1")
+        workers = workers_in_launch(process, UNMEASURED + 2)
+        victim = next(each for each in workers[2 * (UNMEASURED + 1) :] if each.cmdline()[-1] == "1")
         victim.kill()
         _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
@@ -450,7 +455,7 @@ def test_a_worker_that_dies_late_is_named_and_earlier_launches_are_kept(calibrat
 def test_interrupt_in_the_first_launch_leaves_the_predictions_alone(calibrated: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
-        workers = workers_in_launch(process, 2)
+        workers = workers_in_launch(process, UNMEASURED + 1)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
