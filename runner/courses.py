@@ -125,7 +125,7 @@ def replay_courses(
     scenario, drifted = gauged(scenario, first, job, data, report=report)
     expected, notes = expected_entries(scenario, named, seed), [*notes, *drifted, *same]
     folder = runs / study_name(scenario, seed)
-    contenders, sealed = predict_courses(scenario, hold_out(scenario, expected), named, folder, seed, notes)
+    contenders, sealed = predict_courses(scenario, hold_out(scenario, expected), named, folder, seed=seed, notes=notes)
     report(f"{len(contenders)} runs predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     distinct = {entry.plan.sha256: entry for entry in expected}
     proven, failed = prove_entries(scenario, list(distinct.values()), job, data, report=report)
@@ -258,6 +258,7 @@ def predict_courses(
     reduced: Scenario,
     named: Sequence[tuple[str, Policy]],
     folder: Path,
+    *,
     seed: int,
     notes: Sequence[str],
 ) -> tuple[list[Contender], str]:
