@@ -15,7 +15,8 @@ from ..sim.plan import Plan
 from ..sim.view import DeviceView, View
 from ._base import Range, canonical, capacities, round_shares
 from .apportion import min_max
-from .online import LEAST_S, predicted, settled, split_s, steps_ahead
+from .online import LEAST_S, settled, split_s, steps_ahead
+from .outlook import predicted
 
 Point = tuple[int, float]
 """Samples and seconds of a device in a step."""

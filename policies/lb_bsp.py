@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar
 from ..sim.plan import Plan
 from ..sim.view import View
 from ._base import Range, canonical, round_shares
-from .online import LEAST_S, predicted, settled, steps_ahead
+from .online import LEAST_S, settled, steps_ahead
+from .outlook import predicted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
 from ..sim import cost
 from ..sim.plan import Plan, Stage
 from ..sim.schedule import deal_samples
 from ..sim.view import View
+from .outlook import predicted
 
 LEAST_S = 1e-15
 """Work that takes no longer tells nothing of a device."""
-TREND = 8
-"""Steps that a drift shows in."""
-STRAIGHT = 0.95
-FLAT = 1e-3
-"""Relative spread of values that do not drift."""
 
 
 def slow_factors(view: View, weight: float) -> dict[str, float]:
-    """How many times as long as estimated each device's work will take: :func:`predicted` from the past.
+    """How many times as long as estimated each device's work will take: :func:`.outlook.predicted` from the past.
 
     Args:
-        view: with the past; entries whose plan it does not hold say how many samples a device had, and no more: they
-            count for whole models (data parallel).
+        view: as for :func:`measured_factors`.
         weight: of the newest step; 1 takes it alone.
 
     Returns:
         Devices that never worked are missing.
+    """
+    ahead = steps_ahead(view)
+    return {name: predicted(series, weight, ahead) for name, series in measured_factors(view).items()}
+
+
+def measured_factors(view: View) -> dict[str, list[float]]:
+    """How many times as long as estimated each device's work took, step by step.
+
+    Args:
+        view: with the past; entries whose plan it does not hold say how many samples a device had, and no more: they
+            count for whole models (data parallel).
+
+    Returns:
+        Oldest first, without the steps in which a device had no work; devices that never worked are missing.
     """
     expected = {digest: expected_s(view, plan) for digest, plan in view.plans.items()}
     whole = {device.name: device for device in view.devices}
@@ -41,46 +48,16 @@ def slow_factors(view: View, weight: float) -> dict[str, float]:
                 estimate = known.get(name, 0.0) if known is not None else whole[name].step_s(past["samples"])
                 if estimate > LEAST_S and past["compute_s"] > LEAST_S:
                     found.setdefault(name, []).append(past["compute_s"] / estimate)
-    ahead = steps_ahead(view)
-    return {name: predicted(series, weight, ahead) for name, series in found.items()}
-
-
-def predicted(series: Sequence[float], weight: float, ahead: float) -> float:
-    """What a measured quantity will be: its exponential moving average, or where it drifts, its line carried on.
-
-    A drift is a straight line through the last :data:`TREND` values to :data:`STRAIGHT` of their variance, which a
-    jump among them is not. It is carried on by ``ahead`` steps, but to no more than twice or half the last value.
-
-    Args:
-        series: oldest first, at least one.
-        weight: of the newest in the average; 1 takes it alone.
-        ahead: steps.
-    """
-    average = series[0]
-    for value in series[1:]:
-        average = weight * value + (1 - weight) * average
-    slope = _drift(series[-TREND:])
-    return min(max(series[-1] + slope * ahead, series[-1] / 2), 2 * series[-1]) if slope else average
-
-
-def _drift(values: Sequence[float]) -> float:
-    """The slope of a straight line through some values; 0 where they lie on none."""
-    if len(values) < TREND:
-        return 0.0
-    places = np.arange(len(values)) - (len(values) - 1) / 2
-    away = np.array(values) - float(np.mean(values))
-    slope = float((places * away).sum() / (places**2).sum())
-    spread = float((away**2).sum())
-    flat = spread <= len(values) * (FLAT * values[-1]) ** 2
-    return slope if not flat and slope**2 * float((places**2).sum()) > STRAIGHT * spread else 0.0
+    return found
 
 
 def steps_ahead(view: View) -> float:
     """How far to look ahead: half of the steps that each of the changes that are left has to last."""
-    return _pace(view) / 2
+    return pace(view) / 2
 
 
-def _pace(view: View) -> float:
+def pace(view: View) -> float:
+    """How many steps each of the plans to come lasts, if all changes that are left are made; 0 where nobody counts."""
     if view.steps_left is None or view.changes_left is None:
         return 0.0
     return view.steps_left / (view.changes_left + 1)
@@ -193,4 +170,4 @@ def _least(view: View, least_gain: float) -> float:
         if entry.get("plan_sha256", digest) != digest:
             break
         since += 1
-    return max(least_gain, min(0.25, least_gain * _pace(view) / max(since, 1)))
+    return max(least_gain, min(0.25, least_gain * pace(view) / max(since, 1)))

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steelyard.policies import make_policy
 from steelyard.policies.cannikin_online import line_through, points_of
-from steelyard.policies.online import expected_s, predicted, slow_factors, worth_it
+from steelyard.policies.online import expected_s, slow_factors, worth_it
+from steelyard.policies.outlook import predicted
 from steelyard.policies.testing import check_policy
 from steelyard.results.record import Run
 from steelyard.sim import engine
@@ -188,6 +189,13 @@ def test_the_exact_split_follows_a_straggler() -> None:
     (course,) = engine.adaptive.run_courses(scenario, make_policy("makespan-adaptive"), seed=0, launches=1)
     there = View.of(world([])).slowed({"new-0": 2.0})
     assert course.plans[-1][0].sha256 == make_policy("makespan").allocate(there).sha256
+
+
+def test_what_comes_and_goes_is_foreseen_from_its_second_time_on() -> None:
+    """Slow from 25, 75, 125 and 175 on, for 25 steps: first it is seen at the next point, then it is awaited."""
+    scenario = world(SUITE["on and off"])
+    (course,) = engine.adaptive.run_courses(scenario, make_policy("makespan-adaptive"), seed=0, launches=1)
+    assert [each["step"] for each in course.decisions if each["changed"]] == [0, 30, 55, 80, 100, 125]
 
 
 def test_lb_bsp_equalises_what_devices_take() -> None:
