@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from ...policies import make_policy
-from ...sim import engine
 from ...sim.adaptive import Course, run_courses
-from ...sim.disturbances import factors_at, gone_at, slowed, without
-from ...sim.plan import Infeasible
-from ...sim.roofline import Identity
 from ...sim.spec import Scenario
 from ...sim.view import Policy
+from .clairvoyants import bound_s, steps_s
 from .worlds import FAMILIES, Purpose, worlds
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHARE = 0.9
 """Of the clairvoyant's throughput: what an adaptive policy should reach."""
 STATIC = "static (makespan)"
@@ -47,20 +42,46 @@ def _made(name: str) -> Policy:
 
 
 @dataclass(frozen=True)
+class Best:
+    """What those who know a run beforehand make of it; seconds."""
+
+    steps_s: Sequence[float]
+    """Every step by the best plan for it, changed for nothing."""
+    bound_s: float
+    """All steps but the first, with no more changes than policies have, at the same points and prices."""
+
+    @classmethod
+    def of(cls, scenario: Scenario, label: str) -> Self:
+        """For a row of the table."""
+        planners = [_made(name) for name in PLANNERS.get(label, SPLITS)]
+        return cls(steps_s(scenario, planners), bound_s(scenario, planners))
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """A run beside the same policy that may change nothing of its own will, and the clairvoyant; seconds."""
+    """A run beside the same policy that may change nothing of its own will, and the clairvoyants; seconds."""
 
     run_s: float
     still_s: float
     best_s: float
+    """Of the clairvoyant who changes for nothing."""
+    bound_s: float
+    """Of the one who keeps to the rules."""
+    after: float
+    """Share of the former's throughput in the steps after the last change of plan, which a loss may have forced."""
     price_s: float
     """Of the changes that were made by its own will."""
     changes: int
 
     @property
     def share(self) -> float:
-        """Of the clairvoyant's throughput."""
+        """Of the throughput of the clairvoyant who changes for nothing, over the whole run."""
         return self.best_s / self.run_s
+
+    @property
+    def bound(self) -> float:
+        """The same of the one who keeps to the rules."""
+        return self.bound_s / self.run_s
 
     @property
     def worth(self) -> bool:
@@ -73,9 +94,11 @@ def score(
 ) -> dict[str, Any]:
     """Every policy through every run, simulated.
 
-    The clairvoyant takes the best plan for every single step, at the devices' speeds in that step, and changes for
-    nothing. It splits as the exact split does (no split with the same messages is faster); against Malleus, it takes
-    Malleus's plan for the devices of that step where this is faster.
+    There are two clairvoyants. The first takes the best plan for every single step, at the devices' speeds in that
+    step, and changes for nothing. The second knows as much and keeps to the rules that policies keep to: rebalance
+    points, number of changes, their prices, the step that a loss takes along (:func:`.clairvoyants.bound_s`). Both
+    split as the exact split does (no split with the same messages is faster); against Malleus, they take Malleus's
+    plans too.
 
     Args:
         seed: of the runs.
@@ -87,21 +110,47 @@ def score(
     found: dict[str, list[Outcome]] = {label: [] for label in policies}
     for number, (_, scenario) in enumerate(cases):
         for label, policy in policies.items():
-            found[label].append(outcome(scenario, policy, clairvoyant_s(scenario, PLANNERS.get(label, SPLITS))))
+            found[label].append(outcome(scenario, policy, Best.of(scenario, label)))
         tick(number + 1, len(cases))
     made_by = f"steelyard adaptive score --seed {seed} --each {each}" + " --development" * (purpose == "development")
     return _document(made_by, each, found)
 
 
-def outcome(scenario: Scenario, policy: Policy, best_s: float) -> Outcome:
-    """A policy through a run, and through the same one with no change of its own will."""
+def outcome(scenario: Scenario, policy: Policy, best: Best, unmoved_s: float | None = None) -> Outcome:
+    """A policy through a run, and through the same one with no change of its own will.
+
+    Args:
+        scenario: one of :func:`.worlds.worlds`.
+        policy: whatever it is.
+        best: of those who know the run.
+        unmoved_s: of :func:`still_s`, where it is known.
+    """
+    moving = course(scenario, policy)
+    made = [each for each in moving.decisions if each["changed"] and each["why"] == "asked"]
+    return Outcome(
+        run_s=total_s(moving),
+        still_s=still_s(scenario, policy) if unmoved_s is None else unmoved_s,
+        best_s=sum(best.steps_s[1:]),
+        bound_s=best.bound_s,
+        after=settled_share(moving, best.steps_s),
+        price_s=sum(each["price_s"] for each in made),
+        changes=len(made),
+    )
+
+
+def still_s(scenario: Scenario, policy: Policy) -> float:
+    """Seconds of all steps but the first by a policy that may change nothing of its own will."""
     rules = scenario.rebalance
     assert rules is not None, "worlds() gives runs with rebalance points"
     bound = scenario.model_copy(update={"rebalance": rules.model_copy(update={"at_most": 0})})
-    moving, still = course(scenario, policy), course(bound, policy)
-    made = [each for each in moving.decisions if each["changed"] and each["why"] == "asked"]
-    price_s = sum(each["price_s"] for each in made)
-    return Outcome(total_s(moving), total_s(still), best_s, price_s, len(made))
+    return total_s(course(bound, policy))
+
+
+def settled_share(found: Course, steps_s: Sequence[float]) -> float:
+    """Share of the free clairvoyant's throughput after the last change of plan, but at least over the last step."""
+    changed = max(each["step"] for each in found.decisions if each["changed"])
+    first = min(changed, len(found.ends) - 2)
+    return sum(steps_s[first + 1 :]) / (found.ends[-1] - found.ends[first])
 
 
 def course(scenario: Scenario, policy: Policy) -> Course:
@@ -113,29 +162,6 @@ def course(scenario: Scenario, policy: Policy) -> Course:
 def total_s(found: Course) -> float:
     """Seconds of all steps but the first."""
     return found.ends[-1] - found.ends[0]
-
-
-def clairvoyant_s(scenario: Scenario, planners: Sequence[str]) -> float:
-    """Seconds of all steps but the first, each by the best that some planners have for what the devices are in it."""
-    total, events = 0.0, scenario.disturbances
-    for step in range(1, scenario.sampling.steps):
-        # Rounded down, so that the steps of a drift share their splits: the clairvoyant is, if anything, too fast.
-        factors = sorted((name, math.floor(20 * each) / 20) for name, each in factors_at(events, step).items())
-        gone = tuple(sorted(gone_at(events, step)))
-        total += min(_step_s(planner, Identity(scenario), tuple(factors), gone) for planner in planners)
-    return total
-
-
-@lru_cache(maxsize=4096)
-def _step_s(planner: str, key: Identity, factors: tuple[tuple[str, float], ...], missing: tuple[str, ...]) -> float:
-    scenario = key.value
-    assert isinstance(scenario, Scenario)
-    cluster = slowed(without(scenario.cluster, missing), dict(factors))
-    there = scenario.model_copy(update={"cluster": cluster, "rebalance": None, "disturbances": []})
-    try:
-        return scenario.workload.global_batch / engine.objective_value(there, _made(planner), seed=0, launches=1)
-    except Infeasible:
-        return math.inf
 
 
 def _document(made_by: str, each: int, found: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
@@ -153,13 +179,11 @@ def _document(made_by: str, each: int, found: Mapping[str, Sequence[Outcome]]) -
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Shares of the clairvoyant's throughput, changes, and how often they were worth it."""
-    shares = np.array([each.share for each in outcomes])
+    """Shares of the clairvoyants' throughput, changes, and how often they were worth it."""
     found = {
-        "median": np.median(shares),
-        "p10": np.quantile(shares, 0.1),
-        "worst": shares.min(),
-        "within_tenth": (shares >= SHARE).mean(),
+        **_spread("", [each.share for each in outcomes]),
+        **_spread("bound_", [each.bound for each in outcomes]),
+        **_spread("after_", [each.after for each in outcomes]),
         "changes": np.mean([each.changes for each in outcomes]),
         "most_changes": max(each.changes for each in outcomes),
         "price_s": sum(each.price_s for each in outcomes),
@@ -168,3 +192,10 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
         "worst_loss": max(each.run_s / (each.still_s + each.price_s) - 1 for each in outcomes),
     }
     return {key: round(float(value), 4) for key, value in found.items()}
+
+
+def _spread(prefix: str, shares: Sequence[float]) -> dict[str, float]:
+    found = np.array(shares)
+    figures = {"median": np.median(found), "p10": np.quantile(found, 0.1), "worst": found.min()}
+    within = {"within_tenth": (found >= SHARE).mean()}
+    return {prefix + key: float(value) for key, value in (figures | within).items()}

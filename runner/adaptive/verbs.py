@@ -1,4 +1,4 @@
-"""The verb of ``steelyard adaptive``: score the policies that change their plan."""
+"""The verbs of ``steelyard adaptive``: score the policies that change their plan, and try other parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from ..verbs.options import Json, OutFile
 from ..verbs.output import give, tabulate
 
 adaptive = typer.Typer(no_args_is_help=True, help="Score the policies that change their plan while a run goes on.")
-
-
-@adaptive.callback()
-def group() -> None:
-    """Keeps the verb's name: with a single command typer would drop it."""
 
 
 @adaptive.command()
@@ -39,9 +34,38 @@ def score(
         give(document, out)
 
 
+@adaptive.command()
+def tune(
+    policy: Annotated[
+        list[str] | None, typer.Option("--policy", "-p", help="One of the scored; all by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the development runs.")] = 5,
+    each: Annotated[int, typer.Option(min=1, help="Runs of each family.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")] = False,
+) -> None:
+    """Try the parameters that decide whether a change is made, on development runs (never on the held-out ones)."""
+    from rich.console import Console
+
+    from ...results.errors import InputError
+    from ..attention.verbs import give
+    from ..show import print_table
+    from .scoring import ADAPTIVE
+    from .tuning import tune as compare
+
+    names = policy or list(ADAPTIVE)
+    for name in names:
+        if name not in ADAPTIVE:
+            raise InputError("--policy", f"{name!r:.60} is not scored", f"known: {', '.join(ADAPTIVE)}")
+    rows = compare(names=names, seed=seed, each=each)
+    print_table(Console(stderr=as_json), rows, "development runs")
+    if as_json:
+        give({"seed": seed, "each": each, "rows": rows}, None)
+
+
 def _row(found: dict[str, Any]) -> dict[str, Any]:
     """Shares in percent."""
-    percent = {f"{key} %": f"{100 * found[key]:.1f}" for key in ("median", "p10", "worst", "within_tenth")}
+    shown = ("median", "p10", "worst", "within_tenth", "bound_median", "bound_within_tenth", "after_within_tenth")
+    percent = {f"{key} %": f"{100 * found[key]:.1f}" for key in shown}
     changes = {"changes": f"{found['changes']:.1f}", "price s": f"{found['price_s']:.1f}"}
     worth = {"gain": f"{found['against_still']:.3f}", "not worth": f"{found['not_worth']:.0f}"}
     return {"policy": found["policy"], **percent, **changes, **worth}

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from steelyard.runner.adaptive.scoring import Outcome, clairvoyant_s, contestants, figures, outcome
+from steelyard.runner.adaptive.clairvoyants import bound_s, steps_s
+from steelyard.runner.adaptive.scoring import Best, Outcome, contestants, figures, outcome, still_s
 from steelyard.runner.adaptive.worlds import FAMILIES, RULES, worlds
 from steelyard.runner.cli import run
 from steelyard.sim.disturbances import gone_at
@@ -47,20 +48,44 @@ def _calm() -> Scenario:
 
 def test_where_nothing_happens_the_exact_split_is_the_clairvoyant() -> None:
     scenario = _calm()
-    best = clairvoyant_s(scenario, ("makespan",))
+    best = Best.of(scenario, "makespan-adaptive")
     found = outcome(scenario, contestants()["static (makespan)"], best)
-    assert found.share == pytest.approx(1.0, rel=1e-9)
+    assert (found.share, found.bound, found.after) == (pytest.approx(1.0, rel=1e-9),) * 3
     assert (found.changes, found.price_s, found.run_s) == (0, 0.0, found.still_s)
     assert outcome(scenario, contestants()["makespan-adaptive"], best).share == pytest.approx(1.0, rel=1e-9)
 
 
 def test_figures_are_of_all_outcomes() -> None:
-    found = figures([Outcome(10.0, 12.0, 9.0, 1.0, 2), Outcome(20.0, 15.0, 10.0, 1.0, 4)])
-    assert found["worst"] == 0.5
+    found = figures([Outcome(10.0, 12.0, 9.0, 9.5, 1.0, 1.0, 2), Outcome(20.0, 15.0, 10.0, 12.0, 0.8, 1.0, 4)])
+    assert (found["worst"], found["bound_worst"], found["after_worst"]) == (0.5, 0.6, 0.8)
     assert found["within_tenth"] == 0.5
     assert (found["changes"], found["most_changes"], found["not_worth"]) == (3.0, 4.0, 1.0)
     assert found["worst_loss"] == 0.25
     assert found["against_still"] == 0.9
+
+
+def test_who_is_bound_is_between_the_free_one_and_the_static_split() -> None:
+    """Its plans hold the static split's, and it changes for a price only: in every family."""
+    static = contestants()["static (makespan)"]
+    for _, scenario in worlds("development", 3, 1):
+        free = sum(steps_s(scenario, [static])[1:])
+        bound = bound_s(scenario, [static])
+        assert free <= bound * (1 + 1e-9)
+        assert bound <= still_s(scenario, static) * (1 + 1e-9)
+
+
+@pytest.mark.slow
+def test_tune_compares_parameters_on_development_runs(capsys: Capture) -> None:
+    assert run(["adaptive", "tune", "-p", "lb-bsp", "--each", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert rows[0]["tried"] == "defaults"
+    assert len({row["tried"] for row in rows}) == len(rows) >= 5
+    assert all(0 < row["p10 %"] <= 100 for row in rows)
+
+
+def test_tune_names_the_policies_it_knows(capsys: Capture) -> None:
+    assert run(["adaptive", "tune", "-p", "makespan"]) == 2
+    assert "lb-bsp" in capsys.readouterr().err
 
 
 @pytest.mark.slow
