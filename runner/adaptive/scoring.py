@@ -184,18 +184,21 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float]:
         **_spread("", [each.share for each in outcomes]),
         **_spread("bound_", [each.bound for each in outcomes]),
         **_spread("after_", [each.after for each in outcomes]),
-        "changes": np.mean([each.changes for each in outcomes]),
-        "most_changes": max(each.changes for each in outcomes),
+        "changes": float(np.mean([each.changes for each in outcomes])),
+        "most_changes": float(max(each.changes for each in outcomes)),
         "price_s": sum(each.price_s for each in outcomes),
         "against_still": sum(each.still_s for each in outcomes) / sum(each.run_s for each in outcomes),
-        "not_worth": sum(not each.worth for each in outcomes),
+        "not_worth": float(sum(not each.worth for each in outcomes)),
         "worst_loss": max(each.run_s / (each.still_s + each.price_s) - 1 for each in outcomes),
     }
-    return {key: round(float(value), 4) for key, value in found.items()}
+    return {key: round(value, 4) for key, value in found.items()}
 
 
 def _spread(prefix: str, shares: Sequence[float]) -> dict[str, float]:
     found = np.array(shares)
-    figures = {"median": np.median(found), "p10": np.quantile(found, 0.1), "worst": found.min()}
-    within = {"within_tenth": (found >= SHARE).mean()}
-    return {prefix + key: float(value) for key, value in (figures | within).items()}
+    return {
+        f"{prefix}median": float(np.median(found)),
+        f"{prefix}p10": float(np.quantile(found, 0.1)),
+        f"{prefix}worst": float(found.min()),
+        f"{prefix}within_tenth": float((found >= SHARE).mean()),
+    }
