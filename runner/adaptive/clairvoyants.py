@@ -36,7 +36,10 @@ def worlds_of(scenario: Scenario) -> list[World]:
 
 def steps_s(scenario: Scenario, planners: Sequence[Policy]) -> list[float]:
     """Seconds of every step, each by the best of some planners' plans for what the devices are in it."""
-    return [min(_best(planner, Identity(scenario), world)[0] for planner in planners) for world in worlds_of(scenario)]
+    return [
+        min(_best(Identity(planner), Identity(scenario), world)[0] for planner in planners)
+        for world in worlds_of(scenario)
+    ]
 
 
 def bound_s(scenario: Scenario, planners: Sequence[Policy]) -> float:
@@ -83,7 +86,11 @@ def _plans(scenario: Scenario, planners: Sequence[Policy]) -> list[Plan]:
     chosen = [
         world for step, world in enumerate(worlds) if step % every == 0 or set(world[1]) != set(worlds[step - 1][1])
     ]
-    found = [_best(planner, Identity(scenario), world)[1] for world in dict.fromkeys(chosen) for planner in planners]
+    found = [
+        _best(Identity(planner), Identity(scenario), world)[1]
+        for world in dict.fromkeys(chosen)
+        for planner in planners
+    ]
     return list({plan.sha256: plan for plan in found if plan is not None}.values())
 
 
@@ -148,11 +155,12 @@ def _there(key: Identity, world: World) -> Scenario:
 
 
 @lru_cache(maxsize=4096)
-def _best(planner: Policy, key: Identity, world: World) -> tuple[float, Plan | None]:
+def _best(planner: Identity, key: Identity, world: World) -> tuple[float, Plan | None]:
     """Seconds of a step by a planner's plan, simulated, and the plan; endless where it has none."""
+    assert isinstance(planner.value, Policy)
     scenario = _there(key, world)
     try:
-        plan = planner.allocate(View.of(scenario))
+        plan = planner.value.allocate(View.of(scenario))
         rate = engine.objective_value(scenario, Fixed(plan), seed=0, launches=1)
     except Infeasible:
         return math.inf, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Self
 
 import numpy as np
@@ -37,6 +38,7 @@ def contestants() -> dict[str, Policy]:
     return {STATIC: _made("makespan"), **{name: _made(name) for name in ADAPTIVE}}
 
 
+@lru_cache
 def _made(name: str) -> Policy:
     return make_policy(name, PARAMETERS.get(name, {}))
 
@@ -148,7 +150,7 @@ def still_s(scenario: Scenario, policy: Policy) -> float:
 
 def settled_share(found: Course, steps_s: Sequence[float]) -> float:
     """Share of the free clairvoyant's throughput after the last change of plan, but at least over the last step."""
-    changed = max(each["step"] for each in found.decisions if each["changed"])
+    changed: int = max(each["step"] for each in found.decisions if each["changed"])
     first = min(changed, len(found.ends) - 2)
     return sum(steps_s[first + 1 :]) / (found.ends[-1] - found.ends[first])
 
