@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..verbs.options import Json, OutFile
-from ..verbs.output import give, tabulate
+from ..verbs.output import emit, give, tabulate
 
 adaptive = typer.Typer(no_args_is_help=True, help="Score the policies that change their plan while a run goes on.")
 
@@ -41,14 +41,10 @@ def tune(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the development runs.")] = 5,
     each: Annotated[int, typer.Option(min=1, help="Runs of each family.")] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Try the parameters that decide whether a change is made, on development runs (never on the held-out ones)."""
-    from rich.console import Console
-
     from ...results.errors import InputError
-    from ..attention.verbs import give
-    from ..show import print_table
     from .scoring import ADAPTIVE
     from .tuning import tune as compare
 
@@ -57,9 +53,7 @@ def tune(
         if name not in ADAPTIVE:
             raise InputError("--policy", f"{name!r:.60} is not scored", f"known: {', '.join(ADAPTIVE)}")
     rows = compare(names=names, seed=seed, each=each)
-    print_table(Console(stderr=as_json), rows, "development runs")
-    if as_json:
-        give({"seed": seed, "each": each, "rows": rows}, None)
+    emit({"seed": seed, "each": each, "rows": rows}, as_json, rows, "development runs")
 
 
 def _row(found: dict[str, Any]) -> dict[str, Any]:
