@@ -237,7 +237,7 @@ def build_profile(workload: Workload, results: Sequence[LaunchResult], rank: int
     return Profile(
         workload=workload.key,
         points=points,
-        optimizer_s=median(median(_optimizer_s(launch, rank)) for launch in results),
+        optimizer_s=median(_optimizer_s(launch, rank) for launch in results),
         step_residuals=thin(residuals),
         launch_residuals=launch_offsets(offsets),
         waking=waking_points(results, rank),
@@ -353,8 +353,10 @@ def _quiet(answer: Task) -> list[Any]:
     return quiet_only(answer, answer["steps"])
 
 
-def _optimizer_s(launch: LaunchResult, rank: int) -> list[float]:
-    return [_spent(step, "optimizer") for _, answer in launch.of("profile", rank) for step in _quiet(answer)]
+def _optimizer_s(launch: LaunchResult, rank: int) -> float:
+    """Median over blocks, of all sizes alike: the larger one is, the less of the states a cache still holds."""
+    blocks = [[_spent(step, "optimizer") for step in _quiet(answer)] for _, answer in launch.of("profile", rank)]
+    return median(median(own) for own in blocks)
 
 
 def _spent(step: Sequence[Sequence[Any]], kind: str) -> float:

@@ -116,7 +116,7 @@ class Fully:
             end = self.member.now()
             segments.append(("forward", number, begin, middle, middle - begin, 0))
             segments.append(("backward", number, middle, end, end - middle, 0))
-            say("waits")
+            say(self.member.signs.waits())
             total += float(loss.detach())
             start += size
         return total

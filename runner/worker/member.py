@@ -213,7 +213,7 @@ class Member:
             start += size
         begin = self.now()
         if group is not None:
-            say("waits")
+            say(self.signs.waits())
             with self.state.waits():
                 dist.all_reduce(self.flat, group=group)
             segments.append(("communication", -1, begin, self.now(), 0.0, -1))
@@ -297,6 +297,8 @@ def group_max(member: Member, value: float) -> float:
 
 
 def say(line: str) -> None:
-    """Tell the driver something: a sign of life after every step, and how many tasks are done."""
+    """Tell the driver something: signs of life, and how many tasks are done; an empty line is none."""
+    if not line:
+        return
     sys.stdout.write(line + "\n")
     sys.stdout.flush()

@@ -59,11 +59,17 @@ class Signs:
     """Sums up the steps since the last line with figures."""
 
     def __init__(self) -> None:
+        self.terse = False
+        """No line between those with figures: every one wakes the driver, on a processor that lanes are measured on."""
         self._told = time.monotonic()
         self._steps, self._seconds, self._busy = 0, 0.0, 0.0
 
+    def waits(self) -> str:
+        """The line to say before a collective, empty where there is none."""
+        return "" if self.terse else "waits"
+
     def step(self, segments: Sequence[Sequence[Any]]) -> str:
-        """The line to say after a step; its segments are over, so nothing that is timed gets longer.
+        """The line to say after a step, empty where there is none; its segments are over.
 
         ``alive``, or ``alive`` and a JSON object: ``steps`` since the last one, the seconds ``s`` that they took, the
         part ``busy`` of it outside of collectives, and the process's memory ``rss`` in bytes.
@@ -75,7 +81,7 @@ class Signs:
         self._seconds += end - segments[0][2]
         self._busy += sum(each[3] - each[2] for each in segments if each[0] != "communication")
         if end - self._told < EVERY_S:
-            return "alive"
+            return "" if self.terse else "alive"
         figures = {
             "steps": self._steps,
             "s": round(self._seconds, 6),

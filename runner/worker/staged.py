@@ -183,7 +183,7 @@ class Staged:
             yield
             self.member.drag(begin)
         self.segments.append((kind, number, begin, self.member.now(), self.member.clock() - cpu, stage))
-        say("waits")
+        say(self.member.signs.waits())
 
     def gradient(self) -> Tensor:
         """As in :class:`.parts.Part`."""

@@ -144,6 +144,15 @@ def test_the_figures_of_the_lines_sum_to_what_the_steps_took(steps: list[tuple[f
     assert len(told) <= sum(map(sum, steps)) / saying.EVERY_S + 2
 
 
+def test_terse_signs_are_those_with_figures() -> None:
+    signs, at = Signs(), 1e6
+    signs.terse = True
+    said = [signs.step([("forward", 0, at + 0.1 * number, at + 0.1 * (number + 1), 0.0)]) for number in range(30)]
+    told = [found for line in said if line and (found := figures(line.partition(" ")[2])) is not None]
+    assert 0 < len(told) == sum(map(bool, said)) < 15
+    assert sum(each["steps"] for each in told) >= 27
+
+
 def test_a_step_without_segments_is_a_plain_sign() -> None:
     assert Signs().step([]) == "alive"
 
