@@ -21,10 +21,10 @@ from .launch import LaunchResult, Task
 
 SECONDS = 0.3
 LEAST_STEPS = 3
-LAUNCHES, BLOCKS = 2, 6
-"""What a replay gauges before it predicts anything: launches differ by more than the blocks of one."""
+BLOCKS = 6
+"""In each of the launches that a replay gauges before it predicts anything."""
 NOISE_PERCENT = 3.0
-"""A lane within this of its table runs as it did at calibration, as far as two launches can tell."""
+"""A lane within this of its table runs as it did at calibration, as far as so few launches can tell."""
 MOST_FACTOR = 2.0
 """Tables that are further off than this are not a slower or faster day of this lane."""
 PLANS_PER_GAUGE = 3
@@ -61,10 +61,10 @@ def at_present_speed(
     Returns:
         The scenario, and a note on every lane that is off its table.
     """
-    tasks = BLOCKS * gauge_tasks(scenario.cluster, avoid)
-    if not tasks:
+    tasks, launches = BLOCKS * gauge_tasks(scenario.cluster, avoid), scenario.replay.gauge_launches
+    if not tasks or not launches:
         return scenario, []
-    drift = drift_percent(scenario.cluster, [run(tasks) for _ in range(LAUNCHES)])
+    drift = drift_percent(scenario.cluster, [run(tasks) for _ in range(launches)])
     off = {name: 1 + each / 100 for name, each in drift.items() if abs(each) > NOISE_PERCENT}
     strange = {name for name, factor in off.items() if not 1 / MOST_FACTOR <= factor <= MOST_FACTOR}
     factors = {name: factor for name, factor in off.items() if name not in strange}

@@ -288,7 +288,8 @@ def gauged(
 ) -> tuple[Scenario, list[str]]:
     """The scenario at its lanes' present speed, with a note on each lane that is not as it was calibrated."""
     lanes, timeout_s = lanes_of(scenario), scenario.replay.timeout_s
-    report("gauging the lanes: how fast they are now, against their tables")
+    if scenario.replay.gauge_launches:
+        report("gauging the lanes: how fast they are now, against their tables")
     found, notes = at_present_speed(
         scenario, sizes_in(entries), lambda tasks: run_group(lanes, tasks, job, timeout_s=timeout_s, data=data)
     )

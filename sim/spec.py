@@ -123,6 +123,8 @@ class Replay(Spec):
     """A collective that takes longer has lost a worker."""
     winners: Whole = 3
     """Distinct plans of the search that are replayed beside the baselines."""
+    gauge_launches: Annotated[int, Field(ge=0, le=1000)] = 2
+    """Launches that find the lanes' present speed before anything is predicted; 0: tables are taken as they are."""
 
 
 class Training(Spec):

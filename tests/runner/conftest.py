@@ -109,7 +109,14 @@ def tiny_scenario(tiny_workload: Workload, lanes: list[NamedLane]) -> Scenario:
             "cluster": Cluster(nodes=[Node(name="host", devices=devices, link=link)], collectives=[table]).model_dump(),
             "workload": tiny_workload.model_dump(),
             "training": Training(data="random").model_dump(),
-            "replay": {"launches": 2, "steps": 4, "rounds": 2, "warmup_steps": 1, "timeout_s": 30.0},
+            "replay": {
+                "launches": 2,
+                "steps": 4,
+                "rounds": 2,
+                "warmup_steps": 1,
+                "timeout_s": 30.0,
+                "gauge_launches": 0,
+            },
         }
     )
 
@@ -123,7 +130,7 @@ def write_tiny(lanes: list[NamedLane]) -> Callable[[Path], Path]:
         "workload": {"model": "tiny.json", "global_batch": 30, "sequence_length": 16},
         "training": {"data": "random", "steps": 20},
         "calibration": {"launches": 2, "rounds": 1, "seconds_per_point": 0.02},
-        "replay": {"launches": 2, "steps": 4, "rounds": 2, "warmup_steps": 1},
+        "replay": {"launches": 2, "steps": 4, "rounds": 2, "warmup_steps": 1, "gauge_launches": 0},
     }
 
     def write(folder: Path) -> Path:

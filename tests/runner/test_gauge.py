@@ -40,6 +40,11 @@ def launch_of(scenario: Scenario, factors: list[float], gauges: Sequence[Task] =
     return LaunchResult(tasks, answers)
 
 
+def asking(scenario: Scenario, launches: int) -> Scenario:
+    """The scenario with so many launches to gauge its lanes."""
+    return scenario.model_copy(update={"replay": scenario.replay.model_copy(update={"gauge_launches": launches})})
+
+
 def without_profile(scenario: Scenario) -> Scenario:
     nodes = [
         node.model_copy(update={"devices": [each.model_copy(update={"profile": None}) for each in node.devices]})
@@ -93,7 +98,9 @@ def test_the_gauge_keeps_away_from_the_sizes_of_plans(tiny_scenario: Scenario, u
 def test_a_replay_predicts_for_the_lanes_as_they_are(tiny_scenario: Scenario, percent: float) -> None:
     """A lane beyond the noise has its table scaled, once: gauged again it is as it should be."""
     factors = [1.0, 1 + percent / 100]
-    found, notes = at_present_speed(tiny_scenario, {15}, lambda tasks: launch_of(tiny_scenario, factors, tasks))
+    found, notes = at_present_speed(
+        asking(tiny_scenario, 2), {15}, lambda tasks: launch_of(tiny_scenario, factors, tasks)
+    )
     expected = factors if abs(percent) > NOISE_PERCENT else [1.0, 1.0]
     assert [device.slowdown for device in found.cluster.devices] == pytest.approx(expected)
     assert len(notes) == sum(each != 1.0 for each in expected)
@@ -101,10 +108,17 @@ def test_a_replay_predicts_for_the_lanes_as_they_are(tiny_scenario: Scenario, pe
     assert max(map(abs, again.values())) <= NOISE_PERCENT
 
 
+def test_without_launches_for_it_tables_are_taken_as_they_are(tiny_scenario: Scenario) -> None:
+    def refuse(tasks: Sequence[Task]) -> LaunchResult:
+        raise AssertionError("nothing is to run")
+
+    assert at_present_speed(asking(tiny_scenario, 0), {15}, refuse) == (asking(tiny_scenario, 0), [])
+
+
 @pytest.mark.parametrize("factor", [0.2, 3.0])
 def test_tables_that_are_far_off_are_not_scaled(tiny_scenario: Scenario, factor: float) -> None:
     found, notes = at_present_speed(tiny_scenario, set(), lambda tasks: launch_of(tiny_scenario, [1.0, factor], tasks))
-    assert found == tiny_scenario
+    assert found == asking(tiny_scenario, 1)
     assert "calibrate again" in notes[0]
 
 
@@ -112,7 +126,7 @@ def test_lanes_without_a_size_in_common_are_not_gauged(tiny_scenario: Scenario) 
     bare = without_profile(tiny_scenario)
     assert gauge_tasks(bare.cluster) == []
     assert drift_percent(bare.cluster, [LaunchResult([], [[], []])]) == {}
-    assert at_present_speed(bare, set(), lambda tasks: LaunchResult([], [[], []])) == (bare, [])
+    assert at_present_speed(asking(bare, 1), set(), lambda tasks: LaunchResult([], [[], []])) == (asking(bare, 1), [])
 
 
 def test_training_goes_on_as_if_it_had_not_been_gauged(tiny_scenario: Scenario, tmp_path: Path) -> None:

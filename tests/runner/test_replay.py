@@ -23,7 +23,6 @@ from steelyard.results.report import report
 from steelyard.results.store import find_runs, read_run
 from steelyard.runner import cli
 from steelyard.runner.devices import NamedLane
-from steelyard.runner.gauge import LAUNCHES
 from steelyard.runner.protocol import counted_steps
 from steelyard.runner.replay import (
     Entry,
@@ -350,7 +349,7 @@ def test_a_budget_that_is_too_small_measures_once_and_says_so(tiny_scenario: Sce
         assert "the budget allowed 1 of 2 launches" in run.manifest.notes
 
 
-LONGER = ["--set", "replay.launches=3", "--set", "replay.steps=60"]
+LONGER = ["--set", "replay.launches=3", "--set", "replay.steps=60", "--set", "replay.gauge_launches=1"]
 
 
 def command(calibrated: Path, runs: Path, place: Path) -> subprocess.Popen[str]:
@@ -366,8 +365,8 @@ def command(calibrated: Path, runs: Path, place: Path) -> subprocess.Popen[str]:
     )
 
 
-UNMEASURED = LAUNCHES + 1
-"""Groups of workers before the first launch: those that gauge the lanes, and the proof of the gradients."""
+UNMEASURED = 2
+"""Groups of workers before the first launch: one that gauges the lanes, and the proof of the gradients."""
 
 
 def workers_in_launch(process: subprocess.Popen[str], number: int) -> list[psutil.Process]:
