@@ -60,12 +60,12 @@ baselines: $(STAMP)  ## Record the shipped scenarios anew in results/baselines/,
 			&& rm -r $$runs && echo "wrote results/baselines/$$name.json" || exit 1; \
 	done
 
-publish: $(STAMP)  ## Write results/scoreboard/ from a demo and the benchmarks: the figures that the README quotes
-	$(BIN)/python tests/bench/publish.py
+publish: $(STAMP)  ## Write results/scoreboard/ anew: the figures that the README quotes (ARGS="demo bench": these alone)
+	$(BIN)/python tests/bench/publish.py $(ARGS)
 
 suite: $(STAMP)  ## Replay the suite (ARGS="--budget 40m"; goes on where it ended): results/scoreboard/suite.json
 	$(BIN)/steelyard replay --suite $(ARGS)
-	$(BIN)/python tests/bench/publish.py --suite
+	$(BIN)/python tests/bench/publish.py suite
 
 exhaust: $(STAMP)  ## The whole library on 100,000 generated scenarios (half an hour): results/scoreboard/exhaust.json
 	$(BIN)/python tests/exhaust.py $(ARGS)

@@ -1,7 +1,7 @@
 """Write ``results/scoreboard/`` from a demo and the benchmarks of this host, and the figures of the README from that.
 
-``make publish`` runs it. With ``--readme`` it only renders the README again from the scoreboard that is there, which is
-what a test compares.
+``make publish`` runs it (``ARGS="demo bench"``: these parts alone). With ``--readme`` it only renders the README again
+from the scoreboard that is there, which is what a test compares.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,33 +28,39 @@ FIGURE = ROOT / "docs" / "figures" / "loop.png"
 
 
 def main() -> None:
-    """Measure and write, with ``--suite`` keep what a suite came to, or with ``--readme`` only write."""
-    if "--suite" in sys.argv:
-        publish_suite()
-    elif "--readme" not in sys.argv:
-        publish()
+    """Measure and write the parts that are named, all but the suite without a name; with ``--readme`` only write."""
+    if "--readme" not in sys.argv:
+        for name in sys.argv[1:] or [name for name in PARTS if name != "suite"]:
+            PARTS[name]()
     README.write_text(rendered(README.read_text()))
 
 
-def publish() -> None:
-    """Run the benchmarks and the demo, and keep what they printed."""
-    SCOREBOARD.mkdir(parents=True, exist_ok=True)
+def publish_bench() -> None:
+    """Run the benchmarks, and keep their ratios."""
     with tempfile.TemporaryDirectory() as place:
         figures = Path(place) / "bench.json"
         environment = {**os.environ, "STEELYARD_SCOREBOARD": str(figures)}
         run([program("pytest"), "-m", "bench", "-q", "-s", "-p", "no:cacheprovider", "tests/bench"], environment)
-        answer = run([program("steelyard"), "demo", "--json"], dict(os.environ))
-        document = json.loads(answer)
         _write("bench.json", json.loads(figures.read_text()))
+
+
+def publish_demo() -> None:
+    """Run the demo, and keep what it printed and its figures."""
+    document = json.loads(run([program("steelyard"), "demo", "--json"], dict(os.environ)))
     _write("demo.json", condensed(document))
-    place = str(SCOREBOARD / "attention.json")
-    run([program("steelyard"), "attention", "score", "--out", place], dict(os.environ))
-    place = str(SCOREBOARD / "adaptive.json")
-    run([program("steelyard"), "adaptive", "score", "--out", place], dict(os.environ))
+    _write_figure(ROOT / Path(document["report"]).parent / "figures")
+
+
+def publish_validation() -> None:
+    """Score the simulator on published measurements, where they lie beside the project."""
     if DATA.is_dir():
         scores = json.loads(run([program("steelyard"), "validate", str(DATA), "--json"], dict(os.environ)))
         _write("validation.json", {**scores, "date": datetime.now(UTC).date().isoformat()})
-    _write_figure(ROOT / Path(document["report"]).parent / "figures")
+
+
+def publish_scores(verb: str) -> None:
+    """Score policies on clusters and runs that they have not seen."""
+    run([program("steelyard"), verb, "score", "--out", str(SCOREBOARD / f"{verb}.json")], dict(os.environ))
 
 
 def publish_suite() -> None:
@@ -66,6 +73,16 @@ def publish_suite() -> None:
         for case in document["cases"]
     ]
     _write("suite.json", {**document, "date": datetime.now(UTC).date().isoformat(), "host": fingerprint()})
+
+
+PARTS: dict[str, Callable[[], None]] = {
+    "bench": publish_bench,
+    "demo": publish_demo,
+    "attention": lambda: publish_scores("attention"),
+    "adaptive": lambda: publish_scores("adaptive"),
+    "validation": publish_validation,
+    "suite": publish_suite,
+}
 
 
 def program(name: str) -> str:
