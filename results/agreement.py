@@ -50,7 +50,7 @@ class Agreement(Record):
     Of several studies the least of those of two lanes.
     """
     steadied: Steadied | None = None
-    """The errors with the drift of the lanes since calibration taken out: a diagnostic, no figure of record."""
+    """The errors with the drift of the lanes since the predictions taken out: a diagnostic, no figure of record."""
     busy: bool
 
 

@@ -81,7 +81,7 @@ class PlanRow(Record):
     error_percent: float | None = None
     """100 (predicted p50 / measured median - 1): above 0 the prediction was too slow."""
     steadied_error_percent: float | None = None
-    """The same with the drift of the lanes since calibration divided out of each launch; None: not gauged."""
+    """The same with the drift of the lanes since the predictions divided out of each launch; None: not gauged."""
     regained_percent: float | None = None
     """Of a policy that changed its plan after a slowdown: the share of the then best throughput that it came to."""
     regained_predicted_percent: float | None = None
@@ -378,7 +378,7 @@ def _speedup(pairs: Sequence[Pair], picked: Pair, notes: list[str]) -> float | N
 
 
 def _optimum_share(runs: Sequence[Run], best_s: float) -> float | None:
-    """The bound over the best median, in percent; above 100 the lanes were faster than when calibrated."""
+    """The bound over the best median, in percent; above 100 the lanes were faster than their tables."""
     bounds = [run.summary.split_bound_step_time_s for run in runs if run.manifest.kind == "measured"]
     known = [each for each in bounds if each is not None]
     return 100 * min(known) / best_s if known else None

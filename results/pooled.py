@@ -38,7 +38,7 @@ class Observation(Record):
     width_percent: float
     """Of that interval, of the plan's predicted median."""
     steadied_inside: bool | None = None
-    """Whether it would be, with the lanes' drift since calibration divided out; None: not gauged."""
+    """Whether it would be, with the lanes' drift since the predictions divided out; None: not gauged."""
 
 
 class CaseResult(Record):

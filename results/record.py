@@ -190,7 +190,7 @@ class Manifest(Record):
     predicted_run_id: str | None = None
     """Measured runs: ``run_id`` of the simulated run that predicted this one."""
     prediction_sha256: str | None = None
-    """Measured runs: digest of the prediction that was on disk before the first measurement."""
+    """Measured runs: digest of the prediction that was on disk before a plan ran."""
     twin_of: str | None = None
     """Measured runs: label of the run of which this is the A/A repetition."""
     predicted_at: dict[str, dict[str, Any]] = Field(default_factory=dict)

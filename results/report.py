@@ -296,14 +296,14 @@ def _number(value: object) -> float:
 
 
 def _drifts(runs: Sequence[Run]) -> list[str]:
-    """Per device, how far its speed was from that at calibration, where that is more than the noise of a good host."""
+    """Per device, how far its speed was from its table, where that is more than the noise of a good host."""
     seen: dict[str, float] = {}
     for run in runs:
         drift = _contention(run).get("drift_percent")
         for device, value in drift.items() if isinstance(drift, Mapping) else ():
             seen[str(device)] = max(_number(value), seen.get(str(device), 0.0), key=abs)
     return [
-        f"{device} ran {abs(value):.0f} % {'slower' if value > 0 else 'faster'} than calibrated"
+        f"{device} ran {abs(value):.0f} % {'slower' if value > 0 else 'faster'} than its table says"
         for device, value in seen.items()
         if abs(value) >= DRIFT_TOLD_PERCENT
     ]

@@ -1,8 +1,8 @@
-"""The errors that are left when the host's drift is taken out: had the lanes kept the speed of their calibration.
+"""The errors that are left when the host's drift is taken out: had the lanes kept their speed.
 
 A launch gauges its lanes (steps of a calibrated size, not of a plan). What the tables say of a plan at the gauged
-speeds, over what they say at the calibrated ones, is the launch's drift factor of the plan; its times are divided by
-that. The predictions stay as they were sealed, and the figures of record are those without this.
+speeds, over what they say at those that the predictions are for, is the launch's drift factor of the plan; its times
+are divided by that. The predictions stay as they were sealed, and the figures of record are those without this.
 """
 
 from __future__ import annotations

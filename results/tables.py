@@ -112,7 +112,7 @@ def facts(comparison: Comparison) -> list[Fact]:
         _coverage_fact(each),
         *_fidelity_fact(each),
         ("noise floor", percent(each.noise_floor_percent, sign=False), "the same plan measured against itself (A/A)"),
-        ("host", "busy" if each.busy else "quiet", "by disturbed compute, drift since calibration, noise floor"),
+        ("host", "busy" if each.busy else "quiet", "by disturbed compute, drift of the lanes, noise floor"),
         (
             "speed-up over uniform",
             NONE if each.speedup_over_uniform is None else f"{each.speedup_over_uniform:.2f} x",
@@ -174,7 +174,7 @@ def _steadied(comparison: Comparison) -> list[Fact]:
     if each is None:
         return []
     meaning = (
-        f"absolute, had the lanes kept the speed of their calibration; worst {each.worst_error_percent:.1f} %, at the "
+        f"absolute, had the lanes kept the speed predicted for; worst {each.worst_error_percent:.1f} %, at the "
         f"balance point {percent(each.balance_error_percent)}, coverage {each.coverage_percent:.0f} %"
     )
     return [("mean error without drift", percent(each.mape_percent, sign=False), meaning)]

@@ -262,7 +262,7 @@ def predict_courses(
     seed: int,
     notes: Sequence[str],
 ) -> tuple[list[Contender], str]:
-    """Simulate each policy's run and write the predictions, with their digest, to disk; nothing has been measured."""
+    """Simulate each policy's run and write the predictions, with their digest, to disk; none has run yet."""
     found, lines = [], []
     for number, (label, policy) in enumerate(named):
         run = simulate(reduced, policy, seed=seed, label=label)

@@ -1,8 +1,8 @@
 """Gauge: how fast the lanes are now, held against the tables that predictions are made from.
 
-In every launch, between the plans, all lanes do steps of one calibrated micro-batch size, as at calibration. So
-the gauge has the model's own mix of work: on one host a small kernel of cached products became 5 % slower while the
-model's steps became 14 % slower.
+Before a replay predicts, and in its launches between the plans, all lanes do steps of one calibrated micro-batch
+size, as at calibration. So the gauge has the model's own mix of work: on one host a small kernel of cached products
+became 5 % slower while the model's steps became 14 % slower.
 """
 
 from __future__ import annotations

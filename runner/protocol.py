@@ -28,7 +28,7 @@ from .stationary import MOST_WARMUP, drifting
 BUSY_PERCENT = 5.0
 """More disturbed compute segments than this, and the host counts as busy."""
 DRIFT_PERCENT = 5.0
-"""A host that runs this much faster or slower than at calibration is not the host that was calibrated."""
+"""A host that runs this much faster or slower than the tables say is not the host that was predicted for."""
 MOST_TWINS = 3
 PLANS_PER_TWIN = 3
 """One A/A twin for so many plans."""
@@ -214,9 +214,10 @@ def launch_tasks(
 
 
 def contention(scenario: Scenario, measurement: Measurement, index: int) -> dict[str, Any]:
-    """How disturbed the measurement was: segments that took longer than their processor time, and the host's drift.
+    """How disturbed the measurement was: segments that took longer than their processor time, and the lanes' drift.
 
-    The drift sees what processor time cannot: a neighbour on the same physical core, or another clock rate.
+    The drift is from the scenario's tables, which are of the lanes' speed before the predictions. It sees what
+    processor time cannot: a neighbour on the same physical core, or another clock rate.
     """
     launches = measurement.launches
     blocks = [
@@ -233,7 +234,8 @@ def contention(scenario: Scenario, measurement: Measurement, index: int) -> dict
         reasons.append(f"{contended:.0f} % of the compute segments were disturbed")
     for name, percent in drift.items():
         if abs(percent) > DRIFT_PERCENT:
-            reasons.append(f"{name} runs {abs(percent):.0f} % {'slower' if percent > 0 else 'faster'} than calibrated")
+            how = "slower" if percent > 0 else "faster"
+            reasons.append(f"{name} runs {abs(percent):.0f} % {how} than its table says")
     return {
         "busy": bool(reasons),
         "reasons": reasons,

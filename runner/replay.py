@@ -452,7 +452,7 @@ def predict(
     *,
     weaker: Mapping[str, Scenario] | None = None,
 ) -> tuple[list[Entry], str]:
-    """Simulate every plan and write the predictions, with their digest, to disk; nothing has been measured yet.
+    """Simulate every plan and write the predictions, with their digest, to disk; no plan has run yet.
 
     The interval is that of the median of a launch with as many steps as the scenario asks for; a budget may make them
     more or fewer, so those of other numbers stand beside it. ``weaker``

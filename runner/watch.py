@@ -1,10 +1,11 @@
 """Watching a group of workers: reading their signs of life, and saying which one is at fault when the group is stuck.
 
-A worker writes a line after every step and task, and keeps a byte that says whether it waits for others: in a
-collective, for a message of a neighbour, for the driver. So when all are silent, the one at fault is the one that does
-not wait. How many lines each has written does not tell: stages of a pipeline have different numbers of passes. They are
-counted only where a worker shows no such byte, as on another machine. What workers cannot tell, the kernel does: who
-was stopped, who was killed for its memory, whose connection gets no answer.
+A worker writes a line after every step and task (four times a second where it is timed, which lines would disturb),
+and keeps a byte that says whether it waits for others: in a collective, for a message of a neighbour, for the
+driver. So when all are silent, the one at fault is the one that does not wait. How many lines each has written does
+not tell: stages of a pipeline have different numbers of passes. They are counted only where a worker shows no such
+byte, as on another machine.  What workers cannot tell, the kernel does: who was stopped, who was killed for its
+memory, whose connection gets no answer.
 
 =============================  ==============================================================
 fault                          detected within
@@ -83,7 +84,7 @@ class Worker:
     done: int = -1
     """Tasks done; -1 until the worker is ready."""
     signs: int = 0
-    """Signs of life so far: one a step and collective."""
+    """Lines so far; where they are counted, one a step and collective."""
     last_seen: float = field(default_factory=time.monotonic)
     stopped_since: float | None = None
     memory: MemoryGroup | None = None

@@ -154,7 +154,8 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
     ]
     if steady := demo.get("steadied"):
         lines[-1] += (
-            f" With the lanes' drift since calibration taken out: mean absolute error {steady['mape_percent']:.1f} %, "
+            " With the lanes' drift since the predictions taken out: "
+            f"mean absolute error {steady['mape_percent']:.1f} %, "
             f"worst {steady['worst_error_percent']:.1f} %, coverage {steady['coverage_percent']:.0f} %."
         )
     if scores := demo.get("fidelities"):

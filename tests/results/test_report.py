@@ -113,7 +113,7 @@ def test_a_busy_host_is_marked(make_study: Callable[..., list[Run]], tmp_path: P
     page = Page(report(keep, tmp_path).read_text())
     assert "The host was busy:" in page.text
     assert "2 to 2 % of a plan's compute segments were disturbed" in page.text
-    assert "than calibrated" not in page.text  # 1 % and 0.5 % are no news
+    assert "than its table says" not in page.text  # 1 % and 0.5 % are no news
     assert any(line.startswith("the host was busy") for line in headlines(compare(runs)))
 
 
@@ -143,7 +143,7 @@ def test_drift_is_told_by_device(study: list[Run], tmp_path: Path) -> None:
     contention = {"busy": True, "contended_percent": 3, "drift_percent": {"left": 12.2, "right": -7.8, "junk": "x"}}
     manifest = study[1].manifest.model_copy(update={"provenance": {"contention": contention}, "notes": ["a remark"]})
     page = Page(report([study[0], dataclasses.replace(study[1], manifest=manifest)], tmp_path).read_text())
-    assert "left ran 12 % slower than calibrated; right ran 8 % faster than calibrated." in page.text
+    assert "left ran 12 % slower than its table says; right ran 8 % faster than its table says." in page.text
     assert page.text.count("a remark") == 1
 
 
