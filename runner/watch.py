@@ -4,7 +4,7 @@ A worker writes a line after every step and task (four times a second where it i
 and keeps a byte that says whether it waits for others: in a collective, for a message of a neighbour, for the
 driver. So when all are silent, the one at fault is the one that does not wait. How many lines each has written does
 not tell: stages of a pipeline have different numbers of passes. They are counted only where a worker shows no such
-byte, as on another machine.  What workers cannot tell, the kernel does: who was stopped, who was killed for its
+byte, as on another machine. What workers cannot tell, the kernel does: who was stopped, who was killed for its
 memory, whose connection gets no answer.
 
 =============================  ==============================================================
