@@ -118,7 +118,7 @@ def slowed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
 
 
 def refuse_events(fields: Mapping[str, Any]) -> None:
-    """Refuse ``disturbances`` and ``rebalance`` where steps run on real devices, which nobody slows down.
+    """Refuse ``disturbances`` and ``rebalance`` where lanes train, which nobody slows down meanwhile.
 
     Args:
         fields: of a scenario, or of its raw document.
@@ -128,7 +128,7 @@ def refuse_events(fields: Mapping[str, Any]) -> None:
     """
     name = "disturbances" if fields.get("disturbances") else "rebalance"
     if fields.get(name) is not None:
-        raise InputError(name, "is simulated only in this version", "take it out, or use `steelyard simulate`")
+        raise InputError(name, "is simulated and replayed only", "take it out, or use `steelyard simulate`")
 
 
 def by_device(events: Sequence[Any], nodes: object) -> list[Any]:

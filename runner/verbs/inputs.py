@@ -23,7 +23,7 @@ def open_document(scenario: str, settings: list[str]) -> tuple[dict[str, Any], P
 def load(scenario: str, settings: list[str], runs: Path, force: bool, *, real: bool = False) -> tuple[Any, list[str]]:
     """The scenario with this host's lanes filled in, and what runs should note about that.
 
-    ``real``: its steps run on them, so what is only simulated is refused, and that before the lanes are calibrated.
+    ``real``: it trains on them, so what is simulated and replayed only is refused, and that before they are calibrated.
     """
     from ...sim.disturbances import refuse_events
     from ...sim.spec import load_scenario

@@ -1,4 +1,4 @@
-"""What is only simulated is refused where steps run on real devices, before anything is calibrated or measured."""
+"""What is simulated and replayed only is refused where lanes train, before anything is calibrated or measured."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SET = {
 )
 def test_train_refuses(tiny_scenario: Scenario, tmp_path: Path, path: str, changes: dict[str, Any]) -> None:
     scenario = tiny_scenario.model_copy(update=changes)
-    with pytest.raises(InputError, match="simulated only in this version") as caught:
+    with pytest.raises(InputError, match="simulated and replayed only") as caught:
         train(scenario, make_policy("uniform"), tmp_path)
     assert caught.value.path == path
     assert caught.value.mend
@@ -45,12 +45,12 @@ def test_the_command_refuses_before_it_calibrates(
     runs = tiny_folder / "runs"
     assert run(["train", str(tiny_folder / "tiny.toml"), "--runs", str(runs), "--set", SET[path]]) == 2
     assert capsys.readouterr().err == (
-        f"steelyard: {path}: is simulated only in this version (take it out, or use `steelyard simulate`)\n"
+        f"steelyard: {path}: is simulated and replayed only (take it out, or use `steelyard simulate`)\n"
     )
     assert not runs.exists()
 
 
 def test_the_demo_refuses_before_it_calibrates(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="rebalance: is simulated only"):
+    with pytest.raises(InputError, match="rebalance: is simulated and replayed only"):
         demo(tmp_path, settings=[SET["rebalance"]], bar=lambda title: pytest.fail(f"{title} began"))
     assert not list(tmp_path.iterdir())
