@@ -119,10 +119,11 @@ def replay_courses(
     require_torch()
     lanes_of(scenario)
     named, same = labelled(policies)
-    first = expected_entries(scenario, named, seed)
-    hold_out(scenario, first)  # what cannot be measured is refused before anything runs
+    hold_out(
+        scenario, expected_entries(scenario, named, seed)
+    )  # what cannot be measured is refused before anything runs
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
-    scenario, drifted = gauged(scenario, first, job, data, report=report)
+    scenario, drifted = gauged(scenario, job, data, report=report)
     expected, notes = expected_entries(scenario, named, seed), [*notes, *drifted, *same]
     folder = runs / study_name(scenario, seed)
     contenders, sealed = predict_courses(scenario, hold_out(scenario, expected), named, folder, seed=seed, notes=notes)

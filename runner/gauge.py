@@ -7,7 +7,7 @@ became 5 % slower while the model's steps became 14 % slower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from ..sim.device import Cluster, Device
@@ -31,37 +31,35 @@ PLANS_PER_GAUGE = 3
 """Blocks of plans from one gauge to the next: a neighbour of the host comes and goes within seconds."""
 
 
-def gauge_tasks(cluster: Cluster, avoid: Collection[int] = ()) -> list[Task]:
-    """The task that gauges all lanes at once; none where they have no calibrated size in common.
+def gauge_tasks(cluster: Cluster, beyond: int = 0) -> list[Task]:
+    """The task that gauges all lanes at once, at the middle of the calibrated sizes that they have in common.
 
     Args:
         cluster: of lanes with tables.
-        avoid: sizes of plans: the gauge's is as far from them as can be, so that no plan's own size tells its time.
+        beyond: only larger sizes will do. None where there is none.
     """
-    sizes = sorted(set.intersection(*(set(_work_s(device)) for device in cluster.devices)))
+    common = set.intersection(*(set(_work_s(device)) for device in cluster.devices))
+    sizes = sorted(size for size in common if size > beyond)
     if not sizes:
         return []
-    middle = sizes[len(sizes) // 2]
-    size = max(sizes, key=lambda size: (min((abs(size - each) for each in avoid), default=0), -abs(size - middle)))
-    return [{"op": "gauge", "micro_batch": size, "seconds": SECONDS, "least": LEAST_STEPS}]
+    return [{"op": "gauge", "micro_batch": sizes[len(sizes) // 2], "seconds": SECONDS, "least": LEAST_STEPS}]
 
 
-def at_present_speed(
-    scenario: Scenario, avoid: Collection[int], run: Callable[[Sequence[Task]], LaunchResult]
-) -> tuple[Scenario, list[str]]:
+def at_present_speed(scenario: Scenario, run: Callable[[Sequence[Task]], LaunchResult]) -> tuple[Scenario, list[str]]:
     """The scenario with its lanes as fast as they are now, which may be long after their calibration.
 
-    No plan runs for it: only steps of one calibrated size, as at calibration. Lanes within the noise stay as they are.
+    No plan runs for it: only steps of a calibrated size that is beyond any plan's micro-batches, so that no plan's own
+    size tells its time. Lanes within the noise stay as they are.
 
     Args:
         scenario: of lanes with tables.
-        avoid: sizes of the plans that are to be predicted.
         run: runs the tasks of one launch.
 
     Returns:
         The scenario, and a note on every lane that is off its table.
     """
-    tasks, launches = BLOCKS * gauge_tasks(scenario.cluster, avoid), scenario.replay.gauge_launches
+    workload, launches = scenario.workload, scenario.replay.gauge_launches
+    tasks = BLOCKS * gauge_tasks(scenario.cluster, workload.max_micro_batch or workload.global_batch)
     if not tasks or not launches:
         return scenario, []
     drift = drift_percent(scenario.cluster, [run(tasks) for _ in range(launches)])

@@ -272,8 +272,7 @@ def foretell(
     report: Report,
 ) -> Foretold:
     """Gauge the lanes, let the policies allocate, predict their plans, and seal that."""
-    first, _ = distinct_entries(scenario, policies)
-    present, drifted = gauged(scenario, first, *work, report=report)
+    present, drifted = gauged(scenario, *work, report=report)
     entries, same = distinct_entries(present, policies)
     # Of the lanes' present speed the weaker fidelities know nothing: it was gauged with the model.
     weaker, missing = others(scenario, [entry.plan for entry in entries], runs)
@@ -283,15 +282,13 @@ def foretell(
     return Foretold(present, folder, entries, sealed, told)
 
 
-def gauged(
-    scenario: Scenario, entries: Sequence[Entry], job: Task, data: Path, *, report: Report
-) -> tuple[Scenario, list[str]]:
+def gauged(scenario: Scenario, job: Task, data: Path, *, report: Report) -> tuple[Scenario, list[str]]:
     """The scenario at its lanes' present speed, with a note on each lane that is not as it was calibrated."""
     lanes, timeout_s = lanes_of(scenario), scenario.replay.timeout_s
     if scenario.replay.gauge_launches:
         report("gauging the lanes: how fast they are now, against their tables")
     found, notes = at_present_speed(
-        scenario, sizes_in(entries), lambda tasks: run_group(lanes, tasks, job, timeout_s=timeout_s, data=data)
+        scenario, lambda tasks: run_group(lanes, tasks, job, timeout_s=timeout_s, data=data)
     )
     for note in notes:
         report(f"  {note}")

@@ -121,10 +121,10 @@ def keep(launches: Launches, predicted: list[Run], measured: list[Run], stopped:
     for number, run in enumerate(measured):
         write_run(run, folder / run_folder(number, run.manifest.label, "measured"))
     launches.remove()
-    if isinstance(stopped, WorkerFailedError):
-        raise stopped
     study = Study(folder, predicted, measured, interrupted=stopped is not None)
     remember(study.runs, folder.parent, folder.name)
+    if isinstance(stopped, WorkerFailedError):
+        raise stopped
     return study
 
 

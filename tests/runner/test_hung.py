@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from steelyard.runner.calibrate import job_of
 from steelyard.runner.execution import division
 from steelyard.runner.launch import run_group
 from steelyard.runner.replay import lanes_of
+from steelyard.runner.resolving import job_of
 from steelyard.runner.watch import FaultError
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
