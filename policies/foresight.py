@@ -86,7 +86,7 @@ def scheduled(
     seconds = np.array([[step_s(each, plan) for plan in plans] for each in there])
     every = (view.rebalance or Rebalance()).every_steps
     least_s = least_gain * float(seconds[0].min()) * max(pace(view), every)
-    move_s = hysteresis * _prices_s(view, plans) + least_s * (1 - np.eye(len(plans)))
+    move_s = _prices_s(view, plans, hysteresis) + least_s * (1 - np.eye(len(plans)))
     forced = must_change(view)
     # Steps of no world that is foreseen in a stretch take nothing, also by a plan that could not do them.
     totals = [sum(n * row for n, row in zip(steps, seconds, strict=True) if n) for steps in coming.steps]
@@ -95,6 +95,16 @@ def scheduled(
     return plans[cheapest(legs, changes)[1][0]]
 
 
-def _prices_s(view: View, plans: Sequence[Plan]) -> Floats:
-    """(plans, plans): what going from one to another costs."""
-    return np.array([[dataclasses.replace(view, current=one).price_s(other) for other in plans] for one in plans])
+def _prices_s(view: View, plans: Sequence[Plan], hysteresis: float) -> Floats:
+    """(plans, plans): what going from one to another must save; endless to one that has a device that is gone."""
+    there = [all(name in view.cluster.by_name for name in plan.samples()) for plan in plans]
+    pairs = list(zip(plans, there, strict=True))
+    return np.array(
+        [
+            [
+                hysteresis * dataclasses.replace(view, current=one).price_s(other) if known else np.inf
+                for other, known in pairs
+            ]
+            for one in plans
+        ]
+    )
