@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..policies import make_policy
+from ..policies.overlap import step_s
 from ..results.errors import InputError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval, launch_intervals
@@ -22,7 +23,6 @@ from ..sim.adaptive import is_eventful
 from ..sim.bounds import lower_bound_s
 from ..sim.device import Device, LayerProfile
 from ..sim.engine import simulate
-from ..sim.estimate import step_s
 from ..sim.plan import Infeasible, Plan
 from ..sim.spec import Scenario
 from ..sim.summary import summarise
