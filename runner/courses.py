@@ -328,7 +328,7 @@ def measured_course(
         twin_of=contender.twin_of,
         notes=list(begun["notes"]),
         provenance={
-            **provenance(scenario),
+            **(measurement.provenance or provenance(scenario)),
             **proofs(courses, begun["gradient_errors"]),
             **circumstances(measurement, len(followed)),
         },

@@ -60,6 +60,8 @@ class Measurement:
     after: dict[str, Any] = field(default_factory=dict)
     asked: int = 0
     """Launches that the scenario asks for."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Code, host, libraries and lanes of whoever measured, where another process makes the runs."""
 
     @property
     def changes(self) -> list[str]:

@@ -179,6 +179,7 @@ def begun_common(scenario: Scenario, seed: int, sealed: str, notes: Sequence[str
         "notes": list(notes),
         "before": condition(),
         "asked": scenario.replay.launches,
+        "provenance": provenance(scenario),
     }
 
 
@@ -550,7 +551,7 @@ def measured_run(
         twin_of=entry.twin_of,
         notes=list(notes),
         provenance={
-            **provenance(scenario),
+            **(measurement.provenance or provenance(scenario)),
             "contention": {
                 **contention(scenario, measurement, index),
                 "drift_factors": drift_factors(scenario, entry.plan, launches),

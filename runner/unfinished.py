@@ -187,4 +187,5 @@ def _assembler(begun: Document, folder: Path) -> Callable[[Document, list[Docume
 def killed(begun: Document) -> Measurement:
     """What is known of a measurement whose driver was killed, its launches left out."""
     stopped = WorkerFailedError(KILLED)
-    return Measurement(stopped=stopped, reason=KILLED, before=begun["before"], asked=begun["asked"])
+    known = {key: begun[key] for key in ("before", "asked", "provenance")}
+    return Measurement(stopped=stopped, reason=KILLED, **known)
