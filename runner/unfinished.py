@@ -152,6 +152,9 @@ def _recover(folder: Path) -> list[str]:
     with launches.alone() as free:
         if not free:
             return [f"{folder} is being measured: its complete launches will be runs when that ends"]
+        if not (launches.folder / "begun.json").is_file():  # the measurement ended after we looked
+            launches.remove()
+            return []
         begun, complete = launches.read()
         if not complete:
             launches.remove()

@@ -12,7 +12,7 @@ from .scoring import ADAPTIVE, PARAMETERS, Best, Outcome, contestants, outcome, 
 from .worlds import worlds
 
 TRIED: tuple[Mapping[str, float], ...] = (
-    {}, {"hysteresis": 0.5}, {"hysteresis": 2.0}, {"least_gain": 0.01}, {"least_gain": 0.02}, {"least_gain": 0.04},
+    {}, {"hysteresis": 0.5}, {"hysteresis": 2.0}, {"least_gain": 0.01}, {"least_gain": 0.02}, {"least_gain": 0.08},
 )  # fmt: skip
 """What is compared: the defaults, and others for one parameter at a time."""
 Tick = Callable[[int, int], None]
