@@ -13,14 +13,14 @@ def recovery(times: Launches, last_change: int, optimum_s: float) -> Recovery | 
     """What a run regains once the devices' speeds have changed for the last time.
 
     Args:
-        times: seconds of each step from the run's first, per launch.
+        times: seconds of each step from the run's second (step 1), per launch: the first one's beginning is not known.
         last_change: the step in which speeds changed for the last time.
         optimum_s: seconds of a step of the best plan at the speeds from then on.
 
     Returns:
         None where no step is left after those that a policy has to recover.
     """
-    judged = [steps[last_change + WITHIN_STEPS :] for _, steps in sorted(times.items())]
+    judged = [steps[last_change + WITHIN_STEPS - 1 :] for _, steps in sorted(times.items())]
     if not any(judged):
         return None
     step_s = median(judged)

@@ -119,9 +119,8 @@ def replay_courses(
     require_torch()
     lanes_of(scenario)
     named, same = labelled(policies)
-    hold_out(
-        scenario, expected_entries(scenario, named, seed)
-    )  # what cannot be measured is refused before anything runs
+    # What cannot be measured is refused before anything runs.
+    hold_out(scenario, expected_entries(scenario, named, seed))
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
     scenario, drifted = gauged(scenario, job, data, report=report)
     expected, notes = expected_entries(scenario, named, seed), [*notes, *drifted, *same]

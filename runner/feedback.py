@@ -18,6 +18,7 @@ from ..results.errors import InputError
 from ..results.record import Run, digest
 from ..sim.cost import profiled_cost, without_sizes
 from ..sim.device import Cluster, CollectiveTable, Device, Profile
+from ..sim.disturbances import slowed
 from ..sim.measured import interpolate
 from ..sim.plan import Plan
 from ..sim.residuals import Bias, HeldOut, Key, Residual, fit_biases, held_out
@@ -135,7 +136,7 @@ def run_residuals(run: Run, cluster: Cluster, workload: Workload) -> Iterator[Re
     """The residuals of one measured run: per launch, lane and kind of work; nothing where it tells none of these."""
     if not _tells(run):
         return
-    expected = _Expected(cluster, workload, _sizes(run))
+    expected = _Expected(slowed(cluster, _speeds(run)), workload, _sizes(run))
     events = run.events[run.events["step"] > 0]
     for (launch, device), own in events.groupby(["launch", "device"]):
         for kind, part in own.groupby("kind"):
@@ -247,7 +248,12 @@ def _device_corrected(device: Device, biases: dict[Key, Bias], residuals: Sequen
         for point in device.profile.points
     ]
     left = _left_over(device.name, biases, residuals)
-    update: dict[str, Any] = {"points": points, "optimizer_s": factor("optimizer") * device.profile.optimizer_s}
+    update: dict[str, Any] = {
+        "points": points,
+        "optimizer_s": factor("optimizer") * device.profile.optimizer_s,
+        "forward_factor": factor("forward") * device.profile.forward_factor,
+        "backward_factor": factor("backward") * device.profile.backward_factor,
+    }
     if len(left) > len(device.profile.launch_residuals):
         update["launch_residuals"] = left[:MAX_RESIDUALS]
     return device.model_copy(update={"profile": device.profile.model_copy(update=update)})
@@ -276,6 +282,12 @@ def _require_same(run: Run, names: set[str], calibration: Calibration) -> None:
 def _sizes(run: Run) -> dict[str, list[int]]:
     """The micro-batches of each lane that takes part in a plain split."""
     return {_device(each): [int(size) for size in each["micro_batches"]] for each in run.plan["pipelines"]}
+
+
+def _speeds(run: Run) -> dict[str, float]:
+    """How many times as long as its table each lane took when the run began, as its gauge found: that is no bias."""
+    nodes = run.manifest.scenario["cluster"]["nodes"]
+    return {str(each["name"]): float(each["slowdown"]) for node in nodes for each in node["devices"]}
 
 
 def _device(pipeline: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ became 5 % slower while the model's steps became 14 % slower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from statistics import median
 
 from ..sim.device import Cluster, Device
@@ -31,15 +31,19 @@ PLANS_PER_GAUGE = 3
 """Blocks of plans from one gauge to the next: a neighbour of the host comes and goes within seconds."""
 
 
-def gauge_tasks(cluster: Cluster, beyond: int = 0) -> list[Task]:
+def gauge_tasks(cluster: Cluster, *, beyond: int = 0, but: Collection[int] = ()) -> list[Task]:
     """The task that gauges all lanes at once, at the middle of the calibrated sizes that they have in common.
 
     Args:
         cluster: of lanes with tables.
-        beyond: only larger sizes will do. None where there is none.
+        beyond: only larger sizes will do.
+        but: sizes that will not do.
+
+    Returns:
+        No task where no size is left.
     """
     common = set.intersection(*(set(_work_s(device)) for device in cluster.devices))
-    sizes = sorted(size for size in common if size > beyond)
+    sizes = sorted(size for size in common if size > beyond and size not in but)
     if not sizes:
         return []
     return [{"op": "gauge", "micro_batch": sizes[len(sizes) // 2], "seconds": SECONDS, "least": LEAST_STEPS}]
@@ -59,7 +63,7 @@ def at_present_speed(scenario: Scenario, run: Callable[[Sequence[Task]], LaunchR
         The scenario, and a note on every lane that is off its table.
     """
     workload, launches = scenario.workload, scenario.replay.gauge_launches
-    tasks = BLOCKS * gauge_tasks(scenario.cluster, workload.max_micro_batch or workload.global_batch)
+    tasks = BLOCKS * gauge_tasks(scenario.cluster, beyond=workload.max_micro_batch or workload.global_batch)
     if not tasks or not launches:
         return scenario, []
     drift = drift_percent(scenario.cluster, [run(tasks) for _ in range(launches)])
@@ -109,5 +113,11 @@ def _ratios(launch: LaunchResult, rank: int, table: dict[int, float]) -> list[fl
 
 def _work_s(device: Device) -> dict[int, float]:
     """Forward and backward seconds by calibrated micro-batch size, at the speed that the scenario gives the device."""
-    points = device.profile.points if device.profile is not None else []
-    return {each.micro_batch: device.slowdown * (each.forward_s + each.backward_s) for each in points}
+    if (profile := device.profile) is None:
+        return {}
+    # Refined tables are of passes within plans; the gauge's are bare ones, as at calibration.
+    return {
+        each.micro_batch: device.slowdown
+        * (each.forward_s / profile.forward_factor + each.backward_s / profile.backward_factor)
+        for each in profile.points
+    }

@@ -341,7 +341,10 @@ def launcher(scenario: Scenario, job: Task, data: Path, tick: Tick) -> Launcher:
 def subjects_of(scenario: Scenario, entries: Sequence[Entry]) -> list[Subject]:
     """What the workers are told of each plan, and how long a step of it is expected to take."""
     names = [device.name for device in scenario.cluster.devices]
-    return [Subject(entry.division(scenario.workload, names), entry.predicted_s) for entry in entries]
+    return [
+        Subject(entry.division(scenario.workload, names), entry.predicted_s, sorted(sizes_in([entry])))
+        for entry in entries
+    ]
 
 
 def lanes_of(scenario: Scenario) -> list[NamedLane]:

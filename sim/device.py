@@ -91,6 +91,9 @@ class Profile(Spec):
     """The same of whole launches: how far one fresh process is from the next."""
     waking: list[WakePoint] = Field(default_factory=list)
     """Empty: the device does not slow down by sleeping."""
+    forward_factor: Positive = 1.0
+    """What the points' forward times were multiplied by when plans that ran refined them; 1: they are as measured."""
+    backward_factor: Positive = 1.0
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

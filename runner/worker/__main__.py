@@ -15,12 +15,15 @@ import sys
 import threading
 from pathlib import Path
 
-from . import timing
+from . import course, timing
 from .member import Member, say
 from .tasks import TASKS
 
 PR_SET_PDEATHSIG = 1
 """Of ``prctl(2)``: the signal that a process gets when its parent dies."""
+
+TIMED = timing.TASKS.keys() | course.TASKS.keys()
+"""Tasks whose steps are timed."""
 
 
 def main() -> None:
@@ -40,7 +43,7 @@ def main() -> None:
     results = []
     for number, task in enumerate(job["tasks"], 1):
         # Who hangs on another machine is known by its lines alone, and whoever trains counts steps by them.
-        member.signs.terse = task["op"] in timing.TASKS and job.get("store") is None
+        member.signs.terse = task["op"] in TIMED and job.get("store") is None
         results.append(TASKS[task["op"]](member, task))
         say(f"done {number} {results[-1].get('loss', '')}".rstrip())
     partial = folder / f".rank-{rank}.json"

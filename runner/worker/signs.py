@@ -15,6 +15,8 @@ WORKS, WAITS = 1, 2
 """What the byte says."""
 EVERY_S = 0.25
 """Between two lines with figures: what a view of the running training can show at most."""
+SILENT_S = 2.0
+"""A step that lasts longer than this is told of before it ends."""
 
 
 class State:
@@ -61,12 +63,20 @@ class Signs:
     def __init__(self) -> None:
         self.terse = False
         """No line between those with figures: every one wakes the driver, on a processor that lanes are measured on."""
-        self._told = time.monotonic()
+        self._told = self._spoke = time.monotonic()
         self._steps, self._seconds, self._busy = 0, 0.0, 0.0
 
     def waits(self) -> str:
         """The line to say before a collective, empty where there is none."""
-        return "" if self.terse else "waits"
+        return "" if self.terse and not self._due() else "waits"
+
+    def _due(self) -> bool:
+        """Whether a terse worker has been silent for long enough to say that it is there, in the midst of a step."""
+        now = time.monotonic()
+        if now - self._spoke < SILENT_S:
+            return False
+        self._spoke = now
+        return True
 
     def step(self, segments: Sequence[Sequence[Any]]) -> str:
         """The line to say after a step, empty where there is none; its segments are over.
@@ -88,7 +98,7 @@ class Signs:
             "busy": round(self._busy, 6),
             "rss": resident_bytes(),
         }
-        self._told = end
+        self._told = self._spoke = end
         self._steps, self._seconds, self._busy = 0, 0.0, 0.0
         return "alive " + json.dumps(figures, separators=(",", ":"))
 

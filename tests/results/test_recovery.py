@@ -18,7 +18,7 @@ SEEN = [Observation(inside=True, width_percent=1.0)]
 
 @given(before=st.floats(0.01, 1.0), after=st.floats(0.01, 1.0), change=st.integers(1, 30), left=st.integers(1, 30))
 def test_only_steps_after_those_to_recover_are_judged(before: float, after: float, change: int, left: int) -> None:
-    times = {launch: [before] * (change + WITHIN_STEPS) + [after] * left for launch in (0, 1)}
+    times = {launch: [before] * (change + WITHIN_STEPS - 1) + [after] * left for launch in (0, 1)}
     found = recovery(times, change, optimum_s=0.02)
     assert found is not None
     assert found.step_s == after
@@ -26,7 +26,7 @@ def test_only_steps_after_those_to_recover_are_judged(before: float, after: floa
 
 
 def test_a_run_that_ends_before_is_not_judged() -> None:
-    assert recovery({0: [1.0] * 30}, 30 - WITHIN_STEPS, 1.0) is None
+    assert recovery({0: [1.0] * 30}, 31 - WITHIN_STEPS, 1.0) is None
 
 
 def with_recovery(run: Run, share: float, *, changed_at: int | None) -> Run:

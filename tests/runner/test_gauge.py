@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from steelyard.runner.gauge import NOISE_PERCENT, at_present_speed, drift_factors, drift_percent, gauge_tasks
 from steelyard.runner.isolation.room import Room
 from steelyard.runner.launch import LaunchResult, Task
-from steelyard.runner.protocol import DRIFT_PERCENT, Measurement, contention
+from steelyard.runner.protocol import DRIFT_PERCENT, Measurement, Subject, contention, launch_tasks
 from steelyard.runner.replay import lanes_of
 from steelyard.runner.resolving import job_of
 from steelyard.runner.worker.member import Member
@@ -87,7 +87,7 @@ def test_a_lane_that_is_not_as_it_was_calibrated_marks_the_runs(tiny_scenario: S
 
 @given(beyond=st.integers(0, 40))
 def test_the_gauge_is_beyond_the_sizes_of_plans(tiny_scenario: Scenario, beyond: int) -> None:
-    tasks = gauge_tasks(tiny_scenario.cluster, beyond)
+    tasks = gauge_tasks(tiny_scenario.cluster, beyond=beyond)
     assert [task["micro_batch"] in (2, 5, 11, 17, 23, 31) for task in tasks] == [True] * (beyond < 31)  # of the tables
     assert all(task["micro_batch"] > beyond for task in tasks)
 
@@ -104,6 +104,33 @@ def test_a_replay_predicts_for_the_lanes_as_they_are(tiny_scenario: Scenario, pe
     assert max(map(abs, again.values())) <= NOISE_PERCENT
 
 
+def test_no_plans_own_size_tells_of_its_drift(tiny_scenario: Scenario) -> None:
+    subjects = [Subject({"sizes": [[17], [13]], "ranks": [0, 1]}, 0.05, [13, 17])]
+    tasks = launch_tasks(tiny_scenario, subjects, [4], seed=0, launch=0)
+    assert {task["micro_batch"] for task in tasks if task["op"] == "gauge"} <= {2, 5, 11, 23, 31}
+
+
+def test_refined_tables_are_no_drift(tiny_scenario: Scenario) -> None:
+    """Refining multiplies what plans take; bare passes take as long as before."""
+
+    def refined(device: Device) -> Device:
+        assert device.profile is not None
+        points = [
+            each.model_copy(update={"forward_s": 1.2 * each.forward_s, "backward_s": 0.9 * each.backward_s})
+            for each in device.profile.points
+        ]
+        update = {"points": points, "forward_factor": 1.2, "backward_factor": 0.9}
+        return device.model_copy(update={"profile": device.profile.model_copy(update=update)})
+
+    nodes = [
+        node.model_copy(update={"devices": [refined(device) for device in node.devices]})
+        for node in tiny_scenario.cluster.nodes
+    ]
+    cluster = tiny_scenario.cluster.model_copy(update={"nodes": nodes})
+    found = drift_percent(cluster, [launch_of(tiny_scenario, [1.0, 1.1])])
+    assert list(found.values()) == pytest.approx([0.0, 10.0], abs=1e-6)
+
+
 def test_without_launches_for_it_tables_are_taken_as_they_are(tiny_scenario: Scenario) -> None:
     def refuse(tasks: Sequence[Task]) -> LaunchResult:
         raise AssertionError("nothing is to run")
@@ -113,7 +140,9 @@ def test_without_launches_for_it_tables_are_taken_as_they_are(tiny_scenario: Sce
 
 @pytest.mark.parametrize("factor", [0.2, 3.0])
 def test_tables_that_are_far_off_are_not_scaled(tiny_scenario: Scenario, factor: float) -> None:
-    found, notes = at_present_speed(tiny_scenario, set(), lambda tasks: launch_of(tiny_scenario, [1.0, factor], tasks))
+    found, notes = at_present_speed(
+        asking(tiny_scenario, 1), lambda tasks: launch_of(tiny_scenario, [1.0, factor], tasks)
+    )
     assert found == asking(tiny_scenario, 1)
     assert "calibrate again" in notes[0]
 
