@@ -20,6 +20,7 @@ from steelyard.runner.calibrations import (
 )
 from steelyard.runner.feedback import crowded_lanes, refine, run_residuals
 from steelyard.sim.device import Cluster, ProfilePoint
+from steelyard.sim.disturbances import slowed
 from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
 from steelyard.sim.residuals import Key
@@ -101,6 +102,30 @@ def measured(scenario: Scenario, factor: float = TRUE_FACTOR, seed: int = 0) -> 
         )
         runs += [prediction, replace(truth, manifest=manifest)]
     return runs
+
+
+def test_the_speed_of_a_day_is_no_bias(quiet: Scenario, runs: list[Run], calibration: Calibration) -> None:
+    """Runs of a day on which all lanes took 1.3 times as long, as their gauge found, teach what others do."""
+    names = [device.name for device in quiet.cluster.devices]
+    slow_day = quiet.model_copy(update={"cluster": slowed(quiet.cluster, dict.fromkeys(names, 1.3))})
+    found = refine(calibration, measured(slow_day), quiet.workload).biases
+    for key, bias in refine(calibration, runs, quiet.workload).biases.items():
+        assert found[key].bias == pytest.approx(bias.bias, abs=1e-3)
+
+
+def test_refined_tables_know_what_they_were_multiplied_by(
+    quiet: Scenario, runs: list[Run], calibration: Calibration
+) -> None:
+    """Each point over its factor is the point as measured, which the gauge is held against."""
+    once = refine(calibration, runs, quiet.workload).calibration
+    for device in once.cluster.devices:
+        original = quiet.cluster.by_name[device.name].profile
+        assert device.profile is not None
+        assert original is not None
+        assert device.profile.forward_factor > 1.05
+        for point, measured_point in zip(device.profile.points, original.points, strict=True):
+            assert point.forward_s / device.profile.forward_factor == pytest.approx(measured_point.forward_s)
+            assert point.backward_s / device.profile.backward_factor == pytest.approx(measured_point.backward_s)
 
 
 def test_what_all_runs_show_is_learned_and_only_that(
