@@ -198,6 +198,23 @@ def test_what_comes_and_goes_is_foreseen_from_its_second_time_on() -> None:
     assert [each["step"] for each in course.decisions if each["changed"]] == [0, 30, 55, 80, 100, 125]
 
 
+@pytest.mark.parametrize("name", ["makespan-adaptive", "attention-adaptive"])
+@pytest.mark.parametrize("hysteresis", [0.0, 1.0])
+def test_a_device_of_the_plan_is_lost_while_another_comes_and_goes(name: str, hysteresis: float) -> None:
+    """There is no way back to the plan with the device that is gone, however little the ways between plans count."""
+    events = [*SUITE["on and off"], gone("old-0", 105)]
+    policy = make_policy(name, {"hysteresis": hysteresis})
+    (course,) = engine.adaptive.run_courses(world(events), policy, seed=0, launches=1)
+    before, after = (
+        {device for each in course.history if (each["step"] >= 105) == late for device in each["devices"]}
+        for late in (False, True)
+    )
+    assert before == set(NAMES)
+    assert after == set(NAMES) - {"old-0"}
+    assert len(course.history) == STEPS
+    assert any(each["changed"] and each["step"] > 105 for each in course.decisions)
+
+
 def test_lb_bsp_equalises_what_devices_take() -> None:
     """The paper's aim: after a change, workers finish their batches at about the same time, whatever their speeds."""
     run = engine.simulate(world([slow("new-0", 30, 2.0)]), make_policy("lb-bsp"))
