@@ -15,7 +15,7 @@ adaptive = typer.Typer(no_args_is_help=True, help="Score the policies that chang
 @adaptive.command()
 def score(
     seed: Annotated[int, typer.Option(min=0, help="Of the runs.")] = 11,
-    each: Annotated[int, typer.Option(min=1, help="Runs of each family.")] = 5,
+    each: Annotated[int, typer.Option(min=1, help="Runs of each family.")] = 4,
     development: Annotated[
         bool, typer.Option(help="The runs that defaults were tuned on, not the held-out ones.")
     ] = False,
