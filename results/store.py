@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -25,6 +26,11 @@ READABLE = 500_000
 """Characters of JSON that somebody may still read through."""
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def slug(label: str) -> str:
+    """A label as part of a file name."""
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")[:48]
 
 
 @contextmanager

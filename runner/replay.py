@@ -17,7 +17,7 @@ from ..results.errors import InputError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval, launch_intervals
 from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
-from ..results.store import code_provenance, to_json, write_run, write_text
+from ..results.store import code_provenance, slug, to_json, write_run, write_text
 from ..sim import cost
 from ..sim.adaptive import is_eventful
 from ..sim.bounds import lower_bound_s
@@ -51,7 +51,7 @@ from .protocol import (
     twin_count,
 )
 from .resolving import job_of
-from .unfinished import Launches, Study, keep, killed, run_folder, slug
+from .unfinished import Launches, Study, keep, killed, run_folder
 
 LEAST_POINTS = 3
 """Calibrated sizes that must be left when those of the replayed plans are held out."""

@@ -20,7 +20,7 @@ def study_file(scenarios: Sequence[Scenario], names: list[str] | None, arguments
     """The journal of a search: another scenario, policy, source of one, seed or setting is another search."""
     from ..policies.search import identity
     from ..results.record import digest
-    from .unfinished import slug
+    from ..results.store import slug
 
     name = slug(scenarios[0].name) if len(scenarios) == 1 else f"{slug(scenarios[0].name)}-and-{len(scenarios) - 1}"
     return f"{name}-{digest(identity(scenarios, names, **arguments))[:12]}.journal"

@@ -22,12 +22,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..results.errors import InputError
 from ..results.record import PolicyRecord, digest
-from ..results.store import read_json, to_json, write_text
+from ..results.store import read_json, slug, to_json, write_text
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from .checkpoint import Store
 from .journal import Journal
-from .unfinished import slug
 
 SCHEMA_VERSION = 1
 

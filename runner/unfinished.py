@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 
 from ..results.errors import InputError, WorkerFailedError
 from ..results.record import Run
-from ..results.store import find_runs, read_run, read_text, write_run, write_text
+from ..results.store import find_runs, read_run, read_text, slug, write_run, write_text
 from .history import remember
 from .protocol import Measurement
 
@@ -131,11 +130,6 @@ def keep(launches: Launches, predicted: list[Run], measured: list[Run], stopped:
 def run_folder(number: int, label: str, kind: str) -> str:
     """Folder name of a study's run."""
     return f"{number:02d}-{slug(label)}-{kind}"
-
-
-def slug(label: str) -> str:
-    """A label as part of a file name."""
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")[:48]
 
 
 def recover(folders: Sequence[Path]) -> list[str]:

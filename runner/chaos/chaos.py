@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...results.record import digest
-from ...results.store import code_provenance, to_json, write_text
+from ...results.store import code_provenance, slug, to_json, write_text
 from ...sim.engine import simulate
 from ...sim.spec import Scenario
 from ...sim.view import Fixed, Policy, View, allocate, describe
@@ -19,7 +19,6 @@ from ..devices import fingerprint
 from ..journal import Event
 from ..launch import require_torch
 from ..replay import lanes_of
-from ..unfinished import slug
 from ..watch import STOPPED_S
 from .drill import Drill, Struck, drill
 from .forecast import Costs, Forecast, forecast, rows, steps_for

@@ -13,7 +13,7 @@ from ...results.errors import InputError
 from ...results.ledger import ledgers, quantiles, step_times
 from ...results.metrics import bootstrap_interval
 from ...results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, Summary, digest, event_frame
-from ...results.store import code_provenance, read_json, read_run, whole_folder, write_run
+from ...results.store import code_provenance, read_json, read_run, slug, whole_folder, write_run
 from ...sim import cost
 from ...sim.bounds import bound_s
 from ...sim.engine import simulate
@@ -23,7 +23,6 @@ from ...sim.summary import summarise
 from ...sim.view import Fixed, View
 from ..export.ranks import rank_map
 from ..export.shape import Shape, irregular
-from ..unfinished import slug
 from .logs import Expected, Format, Launch, Reader, read_csv, read_megatron
 from .traces import merged, read_trace
 

@@ -25,6 +25,7 @@ from steelyard.results.store import (
     read_json,
     read_run,
     read_text,
+    slug,
     whole_folder,
     write_run,
     write_text,
@@ -56,6 +57,14 @@ def equal(one: Run, other: Run) -> bool:
         other.summary,
         other.decisions,
     )
+
+
+@given(st.text(max_size=200))
+def test_a_slug_is_a_part_of_a_file_name_and_its_own_slug_but_for_where_it_was_cut(label: str) -> None:
+    found = slug(label)
+    assert len(found) <= 48
+    assert set(found) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-")
+    assert slug(found) == found.strip("-")
 
 
 def test_round_trip(study: list[Run], tmp_path: Path) -> None:
