@@ -19,8 +19,7 @@ from ..sim.disturbances import refuse_events
 from ..sim.spec import Scenario, apply_setting, load_scenario, read_document
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import Report, Tick, calibrate
-from .devices import NamedLane
-from .operators import calibrate_operators, tables_path
+from .operators import operators_timer
 from .replay import replay
 from .resolving import resolver
 
@@ -67,8 +66,9 @@ def demo(
     for setting in settings:
         apply_setting(document, setting)
     refuse_events(document)
+    before = operators_timer(runs, again=True, report=report)
     with bar("calibrating") as tick:
-        calibrate(document, folder, runs, again=True, before=operators_timer(runs, report), report=report, tick=tick)
+        calibrate(document, folder, runs, again=True, before=before, report=report, tick=tick)
     scenario = load_scenario(SCENARIO, settings, resolver(runs))
     report(f"searching {trials} trials over {len(DEFAULTS)} policies in simulation")
     with bar("searching") as tick:
@@ -87,11 +87,6 @@ def demo(
     write_best(found, study.folder / "best.toml")
     comparison = compare(study.runs)
     return finish(comparison, found, study.folder, study.runs, study.interrupted)
-
-
-def operators_timer(runs: Path, report: Report) -> Callable[[Sequence[NamedLane]], object]:
-    """Times the operators on lanes: for the calibrated predictions of a model that they never saw."""
-    return lambda lanes: calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), again=True, report=report)
 
 
 def chosen_policies(scenario: Scenario, found: SearchResult) -> list[Policy]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ..results.errors import InputError
+from ..results.errors import InputError, WorkerFailedError
 from ..results.store import write_text
 from ..sim.checking import validate
 from ..sim.operators import LayerCalls, OperatorGrid, OperatorTable, Surplus, estimate
@@ -143,6 +143,30 @@ def calibrate_operators(
     tables = measure_tables(lanes, dtype)
     write_tables(path, tables)
     return tables
+
+
+def operators_timer(
+    runs: Path, *, again: bool, notes: list[str] | None = None, report: Report = lambda line: None
+) -> Callable[[Sequence[NamedLane]], None]:
+    """Times the operators on the lanes that it is given: for the calibrated predictions of models that never ran there.
+
+    Args:
+        runs: the folder of runs.
+        again: as for :func:`calibrate_operators`.
+        notes: gets a line where a lane dies meanwhile, and the caller goes on without such predictions; None: what it
+            raises goes through.
+        report: gets lines for people.
+    """
+
+    def before(lanes: Sequence[NamedLane]) -> None:
+        try:
+            calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), again=again, report=report)
+        except WorkerFailedError as error:
+            if notes is None:
+                raise
+            notes.append(f"no calibrated prediction: {error}")
+
+    return before
 
 
 def measure_tables(lanes: Sequence[NamedLane], dtype: str) -> dict[str, OperatorTable]:

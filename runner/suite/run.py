@@ -19,9 +19,8 @@ from ...results.record import Run
 from ...results.store import read_text, to_json, write_text
 from ...sim.spec import MAX_INPUT_BYTES, Scenario, scenario_from
 from ..calibrate import Report, Tick, calibrate
-from ..devices import NamedLane
 from ..launch import require_torch
-from ..operators import calibrate_operators, tables_path
+from ..operators import operators_timer
 from ..replay import lanes_of, replay
 from ..resolving import resolver
 from ..unfinished import Study
@@ -108,7 +107,7 @@ def run_case(
     try:
         with bar(f"{case.name}: calibrating") as tick:
             # A host drifts: tables of an hour ago would be judged for it.
-            before = operators_timer(runs, report, notes)
+            before = operators_timer(runs, again=False, notes=notes, report=report)  # once for all cases of such lanes
             calibrate(document, folder, runs, again=True, before=before, report=report, tick=tick)
         resolve = resolver(runs, notes=notes)
         scenario = scenario_from(resolve(document, folder), folder)
@@ -136,21 +135,6 @@ def run_case(
     result = result.model_copy(update={"seconds": time.monotonic() - begin})
     write_text(folder / RESULT, to_json(result.model_dump(mode="json")))
     return result
-
-
-def operators_timer(runs: Path, report: Report, notes: list[str]) -> Callable[[Sequence[NamedLane]], None]:
-    """Times the operators on lanes once for all cases that have them: predictions of models that never ran.
-
-    Where that fails, the suite goes on without such predictions, and the runs say so.
-    """
-
-    def before(lanes: Sequence[NamedLane]) -> None:
-        try:
-            calibrate_operators(lanes, tables_path(runs, lanes, "fp32"), report=report)
-        except WorkerFailedError as error:
-            notes.append(f"no calibrated prediction: {error}")
-
-    return before
 
 
 def judged(study: Study, scenario: Scenario) -> dict[str, Any]:
