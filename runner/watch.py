@@ -197,8 +197,8 @@ def _check(workers: Sequence[Worker], tasks: int, timeout_s: float) -> None:
             raise FaultError(_stopped(worker, workers))
     at_work = any(0 <= worker.done < tasks for worker in workers)
     limit = timeout_s if at_work else max(timeout_s, START_TIMEOUT_S)
-    if _silence(workers) > limit and any(worker.running for worker in workers):
-        raise FaultError(_stuck(workers, f"silent for {limit:.0f} s"))
+    if _silence(workers) > limit and (running := [worker for worker in workers if worker.running]):
+        raise FaultError(_stuck(workers, running, f"silent for {limit:.0f} s"))
 
 
 def _silence(workers: Sequence[Worker]) -> float:
@@ -212,8 +212,8 @@ def _post_mortem(workers: Sequence[Worker], timeout_s: float) -> Fault:
     own = [worker for worker in failed if not any(sign in worker.last_words() for sign in BLAMES_PEER)]
     if killed or own:
         return _obituary((killed or own)[0], workers)
-    if any(worker.running for worker in workers):
-        return _stuck(workers, f"its peers waited for {timeout_s:.0f} s")
+    if running := [worker for worker in workers if worker.running]:
+        return _stuck(workers, running, f"its peers waited for {timeout_s:.0f} s")
     if len(workers) == 1:
         return _obituary(failed[0], workers)
     return _lost_link(workers, [worker.lane.name for worker in failed], "was closed, and no worker died before")
@@ -239,9 +239,11 @@ def _stopped(worker: Worker, workers: Sequence[Worker]) -> Fault:
     return Fault("stopped", worker.lane.name, what, _silence(workers))
 
 
-def _stuck(workers: Sequence[Worker], since: str) -> Fault:
-    """Nobody moves: who was stopped, else whose link is dead, else who waits for nobody, else who the kernel holds."""
-    running = [worker for worker in workers if worker.running]
+def _stuck(workers: Sequence[Worker], running: Sequence[Worker], since: str) -> Fault:
+    """Nobody moves: who was stopped, else whose link is dead, else who waits for nobody, else who the kernel holds.
+
+    Those that ran, at least one, were found by the caller: any of them may end while they are looked at.
+    """
     for worker in running:
         if is_stopped(worker.process.pid):
             return _stopped(worker, workers)

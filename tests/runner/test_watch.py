@@ -163,3 +163,29 @@ def test_a_driver_that_thinks_for_long_takes_nobody_for_silent(tmp_path: Path) -
         process.kill()
         process.communicate()
     assert worker.done == 1
+
+
+class Fading(Worker):
+    """Its process ends just after it was seen to run."""
+
+    @property
+    def running(self) -> bool:
+        found = super().running
+        self.process.kill()
+        self.process.wait()
+        return found
+
+
+def test_the_last_one_that_ran_is_named_though_it_ends_while_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without looks at its state in between, it is first seen when it has been silent for too long."""
+    monkeypatch.setattr("steelyard.runner.watch.LOOKED_AT_S", float("inf"))
+    process = subprocess.Popen(["sh", "-c", f"{READY} exec sleep 600"], stdout=subprocess.PIPE)
+    try:
+        with pytest.raises(FaultError) as failed:
+            watch([Fading(NamedLane(name="a"), 0, process, log_of(tmp_path, 0), done=0)], 1, 0.5)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (failed.value.fault.kind, failed.value.fault.lane) == ("hung", "a")
