@@ -284,9 +284,8 @@ def refuse_disturbances(scenario: Scenario) -> None:
     for index, each in enumerate(scenario.disturbances):
         if each.kind in ("loss", "return"):
             problem = f"is a {each.kind}: a group of processes does not outlive a member"
-            raise InputError(
-                f"disturbances.{index}.kind", problem, "simulate it, or use `steelyard train`, which resumes"
-            )
+            mend = "use `steelyard simulate`; `steelyard chaos`, without disturbances and rebalance, kills real workers"
+            raise InputError(f"disturbances.{index}.kind", problem, mend)
         if each.factor is not None and each.factor < 1:
             raise InputError(f"disturbances.{index}.factor", "is below 1: no lane can be made faster", "use 1 or more")
 

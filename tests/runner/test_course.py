@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from steelyard.runner.live import Planned, Task
 from steelyard.runner.replay import lanes_of, replay
 from steelyard.runner.resolving import job_of
 from steelyard.runner.unfinished import recover
-from steelyard.sim.disturbances import Disturbance, Rebalance
+from steelyard.sim.disturbances import Disturbance, Rebalance, refuse_events
+from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
 from steelyard.sim.view import Policy, View
@@ -244,3 +246,20 @@ def test_what_cannot_be_done_to_real_lanes_is_refused(
     with pytest.raises(InputError) as caught:
         refuse_disturbances(scenario)
     assert caught.value.path == path
+
+
+@pytest.mark.parametrize("kinds", [["loss"], ["loss", "return"]])
+def test_what_the_refusal_of_a_lost_lane_sends_to_takes_it(tiny_scenario: Scenario, kinds: list[str]) -> None:
+    events = [
+        Disturbance.model_validate({"kind": kind, "device": "full", "from_step": step})
+        for step, kind in enumerate(kinds, 2)
+    ]
+    scenario = tiny_scenario.model_copy(update={"disturbances": events, "rebalance": Rebalance(every_steps=1)})
+    with pytest.raises(InputError) as caught:
+        refuse_disturbances(scenario)
+    told = re.findall(r"`steelyard (\w+)`", caught.value.mend)
+    assert told == ["simulate", "chaos"]
+    assert simulate(scenario, make_policy("makespan-adaptive")).decisions
+    with pytest.raises(InputError):
+        refuse_events(dict(scenario))  # by whatever trains, unless both are taken out, as the mend says
+    refuse_events(dict(scenario.model_copy(update={"disturbances": [], "rebalance": None})))
