@@ -11,7 +11,7 @@ from ..results.record import Fidelity
 from . import cost, memory
 from .crowding import paired
 from .device import CollectiveKind, Device
-from .fold import crowded, even, images, meeting, on_links_of
+from .fold import crowded, even, images, meeting, on_links_of, together
 from .memory import Group, groups, pieces
 from .network import NOTHING, Transfer, network_of
 from .plan import Plan, Stage
@@ -63,7 +63,9 @@ def _compiled(scenario: Scenario, plan: Plan, *, apart: bool, folded: bool) -> P
     if not program.stands_for:
         return program
     copies = [place.copies for place in compiler.places]
-    if program.loaders or not even(program, copies, compiler.network):  # images that share a loader take turns
+    met = not compiler.crowded or together(program, copies, compiler.network)
+    # Images that share a loader take turns.
+    if program.loaders or not met or not even(program, copies, compiler.network):
         return _Compiler(scenario, plan, apart=apart, folded=False).program()
     return on_links_of(program, copies, compiler.network)
 

@@ -3,7 +3,8 @@
 Two pipelines are images when they do the same work on equal devices, and meet the same company on every link that
 several of them use. Then nothing tells them apart, and without noise all their times are equal. The test refines
 classes of pipelines by the company that their machines keep, until none splits (the coarsest equitable partition of
-pipelines and machines): then flows of images get equal rates from max-min sharing, too.
+pipelines and machines): then flows of images get equal rates from max-min sharing, too. One stands for the others where
+the company on its links is there with it, or represented there (:func:`together`), and collectives are :func:`even`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .device import Cluster, Link
 from .network import Network, Transfer
@@ -58,17 +60,25 @@ def even(program: Program, copies: Sequence[Copies], network: Network) -> bool:
     """
     loads, crossings = _loads(program, len(network.capacities))
     shared = np.where(crossings > 1, loads, 0)
-    sent = np.zeros(len(loads), bool)
-    for worker in program.workers:
-        for job in worker.every_job:
-            sent[[resource for send in job.sends for resource, _ in send.transfer.uses]] = True
-    for devices in copies:
-        names = [name for copy in devices for name in copy]
-        links = network.topology.links[network.numbers(names)].reshape(len(devices), -1)
+    sent = _crossed(_messages(program), len(loads))
+    for links in _links(copies, network):
         here = np.where(sent[links[0]], loads[links], shared[links])
         if np.any(here != here[0]):
             return False
     return True
+
+
+def together(program: Program, copies: Sequence[Copies], network: Network) -> bool:
+    """Whether whoever meets those who stand for others on a link has who stands for it on that very link, too.
+
+    An image may share a link with what does not share one with its pipeline: with another stage of it, where the two
+    cross, or with a pipeline whose company is elsewhere. Then the company on a link is not simulated on it.
+    """
+    of = [worker.pipeline for worker in program.workers]
+    # Several workers of one pipeline: parameters that its stages share, summed in each pipeline by itself.
+    tied = [each.transfer for each in program.syncs if len(each.workers) > 1 == len({of[one] for one in each.workers})]
+    on = _crossed([*_messages(program), *tied], len(network.capacities) + 1)
+    return not any(np.any(on[links[0]] & on[links] & (links != links[0])) for links in _links(copies, network))
 
 
 def on_links_of(program: Program, copies: Sequence[Copies], network: Network) -> Program:
@@ -105,6 +115,25 @@ def meeting(transfer: Transfer, copies: Sequence[Copies], network: Network) -> l
         names = [name for copy in devices for name in copy]
         near |= on[network.topology.links[network.numbers(names)]].reshape(len(devices), -1).any(axis=1)
     return (1 + np.flatnonzero(near[1:])).tolist()
+
+
+def _links(copies: Sequence[Copies], network: Network) -> Iterable[Ints]:
+    """Per place, the links of its devices and, a row each, those of its images; -1 for no link."""
+    for devices in copies:
+        names = [name for copy in devices for name in copy]
+        yield network.topology.links[network.numbers(names)].reshape(len(devices), -1)
+
+
+def _messages(program: Program) -> list[Transfer]:
+    """What the pieces of all workers send."""
+    return [send.transfer for worker in program.workers for job in worker.every_job for send in job.sends]
+
+
+def _crossed(transfers: Iterable[Transfer], resources: int) -> NDArray[np.bool_]:
+    """Per resource, whether any of these crosses it; the last one, no link, is crossed by none."""
+    on = np.zeros(resources, bool)
+    on[[resource for transfer in transfers for resource, _ in transfer.uses]] = True
+    return on
 
 
 def _loads(program: Program, resources: int) -> tuple[Ints, Ints]:
@@ -229,7 +258,9 @@ def _refined(signs: Sequence[int], devices: Sequence[Ints], network: Network) ->
     machine, nic = topology.table[flat, 0], topology.table[flat, 5]
     who = np.repeat(np.array(signs), counts) * max(counts) + np.concatenate([np.arange(count) for count in counts])
     most = int(np.max(nic)) + 1
-    adapters, crews = _bags(machine * most + nic, who)
+    adapter = machine * most + nic
+    adapters, crews = _bags(adapter, who)
+    crew = crews[np.searchsorted(adapters, adapter)]  # one machine's adapters may carry unequally many devices
     company = np.full(len(topology.machines), -1)
     machines, numbers = _bags(adapters // most, crews)
     company[machines] = numbers
@@ -237,7 +268,7 @@ def _refined(signs: Sequence[int], devices: Sequence[Ints], network: Network) ->
     switches, crowds = _bags(above.ravel(), np.repeat(company, above.shape[1]))
     crowd = np.full(len(topology.uplinks) + 1, -1)  # the last one: no switch
     crowd[switches] = np.where(switches < 0, -1, crowds)
-    rows = np.concatenate([company[machine][:, None], crowd[above[machine]]], axis=1)
+    rows = np.concatenate([crew[:, None], company[machine][:, None], crowd[above[machine]]], axis=1)
     ends = np.cumsum(counts).tolist()
     return _numbered(
         (sign, rows[end - count : end].tobytes()) for sign, count, end in zip(signs, counts, ends, strict=True)

@@ -310,6 +310,38 @@ def test_crossed_pipelines_on_adapters(build: Any) -> None:
     assert_classes(*placed(build, machines, dict.fromkeys("abcd", 4), nics=2), ["ad", "bc"])
 
 
+def test_adapters_of_one_machine_that_carry_unequally_many(build: Any) -> None:
+    """Three adapters for four devices: the first two pipelines share one, the others have one each.
+
+    All leave the first machine by its only adapter, and who came sooner from the others is back there sooner.
+    """
+    devices = [build.device(f"{stage}{p}", [0.5] * 3, [1.0] * 3) for stage in "xyz" for p in range(4)]
+    nodes = [{"nics": 1}, {"nics": 3}, {"nics": 3}]
+    scenario = build.scenario(devices, batch=4, outputs=1e7, per_node=4, gb_per_s=1.0, nodes=nodes)
+    pipelines = [build.pipeline(range(4), [f"{stage}{p}" for stage in "xyz"], [1]) for p in range(4)]
+    assert_classes(scenario, Plan(pipelines=pipelines, schedule="gpipe"), ["ab", "cd"])
+
+
+def test_company_that_is_represented_elsewhere(build: Any) -> None:
+    """Each of four machines holds as much of the one as of the other work, but a is beside d, and b beside c."""
+    turns = {"a": 4, "b": 2, "c": 4, "d": 2}
+    scenario, plan = placed(build, {"m": "a0 d0", "n": "a1 d1", "o": "c0 b0", "p": "c1 b1"}, turns)
+    assert_classes(scenario, plan, ["ac", "bd"])
+    assert folded_pipelines(scenario, plan) == 4
+    scenario, plan = placed(build, {"m": "a0 b0", "n": "a1 b1", "o": "c0 d0", "p": "c1 d1"}, turns)
+    assert folded_pipelines(scenario, plan) == 2
+
+
+def test_images_that_cross(build: Any) -> None:
+    """The first two stages of the one are where those of the other are, the other way round."""
+    names = [["d00", "d02", "d04"], ["d03", "d01", "d05"]]
+    devices = [build.device(f"d{number:02}", [1.0, 0.5, 0.5], [2.0, 1.0, 1.0]) for number in range(6)]
+    scenario = build.scenario(devices, batch=4, outputs=1e8, per_node=2, gb_per_s=1.0)
+    plan = Plan(pipelines=[build.pipeline(range(4), own, [1, 1]) for own in names], schedule="gpipe")
+    assert_classes(scenario, plan, ["ab"])
+    assert folded_pipelines(scenario, plan) == 2
+
+
 def test_another_pipeline_below_the_same_switches(build: Any) -> None:
     """Two each cross two uplinks, and one of them meets the third there."""
     machines = {"s.1": "a0", "t.1": "a1", "u.1": "b0", "v.1": "b1", "s.2": "c0", "t.2": "c1"}
