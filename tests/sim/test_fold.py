@@ -54,8 +54,12 @@ class Worlds:
         draw = self.draw
         stages, count, turns = draw(st.integers(1, 3)), draw(st.integers(2, 5)), draw(st.integers(1, 4))
         names = [[f"d{p * stages + s:02}" for s in range(stages)] for p in range(count)]
-        if draw(st.booleans()):  # the devices of a stage stand together, instead of those of a pipeline
+        together = draw(st.sampled_from(["pipeline", "pipeline", "stage", "stage", "nobody"]))
+        if together == "stage":
             names = [[f"d{s * count + p:02}" for s in range(stages)] for p in range(count)]
+        if together == "nobody":  # pipelines cross in each other's machines
+            mixed = draw(st.permutations([name for own in names for name in own]))
+            names = [mixed[p * stages : (p + 1) * stages] for p in range(count)]
         sizes = [draw(st.sampled_from([[1] * turns, [1] * turns, [2] + [1] * turns])) for _ in range(count)]
         scenario = self.scenario(stages, names, sum(map(sum, sizes)))
         plan = Plan(
