@@ -8,6 +8,7 @@ the folder. One that was killed leaves it, and whoever looks at the study next m
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,9 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, field_validator
+
 from ..results.errors import InputError, WorkerFailedError
-from ..results.record import Run
+from ..results.record import SCHEMA_VERSION, PolicyRecord, Run
 from ..results.store import find_runs, read_run, read_text, slug, write_run, write_text
+from ..sim.checking import validate
+from ..sim.plan import Plan
+from ..sim.spec import Scenario
 from .history import remember
 from .protocol import Measurement
 
@@ -26,6 +32,57 @@ Document = dict[str, Any]
 MAX_BYTES = 2**30
 """No file of a launch is longer."""
 KILLED = "the driver was killed"
+
+
+class CourseMeasured(BaseModel):
+    """A policy that is followed."""
+
+    label: str
+    predicted_run_id: str
+    twin_of: str | None
+
+
+class PlanMeasured(CourseMeasured):
+    """A plan that is measured."""
+
+    policy: PolicyRecord
+    plan: Document
+    gradient_error: float | None
+    exact_gradient_error: float | None
+
+    @field_validator("plan")
+    @classmethod
+    def _is_plan(cls, plan: Document) -> Document:
+        Plan.parse(plan)
+        return plan
+
+
+class Begun(BaseModel):
+    """The shape of ``begun.json``, whatever is measured."""
+
+    scenario: Scenario
+    seed: int
+    sha256: str
+    notes: list[str]
+    before: Document
+    asked: int
+    provenance: Document
+
+
+class PlansBegun(Begun):
+    """Its shape where plans are measured."""
+
+    entries: list[PlanMeasured]
+
+
+class CoursesBegun(Begun):
+    """Its shape where policies are followed."""
+
+    entries: list[CourseMeasured]
+    gradient_errors: dict[str, float | None]
+
+
+SHAPES: dict[str, type[Begun]] = {"plans": PlansBegun, "courses": CoursesBegun}
 
 
 @dataclass(frozen=True)
@@ -54,6 +111,11 @@ class Launches:
         """Where they are."""
         return self.study / "launches"
 
+    @property
+    def begun(self) -> Path:
+        """The file that says what is measured."""
+        return self.folder / "begun.json"
+
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Hold them; False where another process does. The lock ends with the process, however it ends."""
@@ -70,7 +132,7 @@ class Launches:
     def measuring(self, begun: Mapping[str, Any]) -> Iterator[None]:
         """Say what is measured, before the first launch; nothing is left where not one was complete in the end."""
         with self.alone():
-            write_text(self.folder / "begun.json", json.dumps(begun))
+            write_text(self.begun, json.dumps(begun))
             try:
                 yield
             finally:
@@ -90,34 +152,54 @@ class Launches:
         """What was measured, and the complete launches.
 
         Raises:
-            InputError: a file is damaged.
+            InputError: a file is damaged, or what was measured was written by another version.
         """
-        return _read(self.folder / "begun.json"), [_read(file) for file in self.files]
+        begun = _read(self.begun, f"remove {self.folder}: without this file its launches cannot be used")
+        _check(begun, self.begun)
+        return begun, [_read(file, "remove the file; the other launches are used") for file in self.files]
 
     def remove(self) -> None:
         """Forget them: their measured runs are on disk, or there is nothing to keep."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _read(file: Path) -> Document:
+def _read(file: Path, mend: str) -> Document:
     text = read_text(file, MAX_BYTES)
     try:
         document = json.loads(text)
-    except ValueError as error:
-        raise InputError(str(file), f"is damaged: {error}", "remove the file; the other launches are used") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(str(file), f"is damaged: {error}", mend) from error
     if not isinstance(document, dict):
-        raise InputError(str(file), "is no JSON object", "remove the file; the other launches are used")
+        raise InputError(str(file), "is no JSON object", mend)
     return document
 
 
+def _check(begun: Document, file: Path) -> None:
+    """Refuse what this version did not write.
+
+    Raises:
+        InputError: another version, kind or shape.
+    """
+    mend = f"use the version of steelyard that measured, or remove {file.parent}"
+    version, kind = begun.get("schema_version"), begun.get("kind")
+    if version != SCHEMA_VERSION:
+        raise InputError(f"{file}: schema_version", f"is {version!r}, this version reads {SCHEMA_VERSION}", mend)
+    if not isinstance(kind, str) or kind not in SHAPES:
+        raise InputError(f"{file}: kind", f"is {kind!r}, known are {', '.join(SHAPES)}", mend)
+    try:
+        validate(SHAPES[kind], begun, str(file), prefix=f"{file}: ")
+    except InputError as error:
+        raise InputError(error.path, error.problem, mend) from error
+
+
 def keep(launches: Launches, predicted: list[Run], measured: list[Run], stopped: BaseException | None) -> Study:
-    """Write a study's measured runs, named by their order, and add its errors to the history of the folder of runs.
+    """Write a study's measured runs, numbered as their predictions, and add its errors to the folder's history.
 
     Raises:
         WorkerFailedError: ``stopped``, where a fault ended the measurement: what was complete is on disk.
     """
     folder = launches.study
-    for number, run in enumerate(measured):
+    for number, run in zip(numbers(predicted, measured), measured, strict=True):
         write_run(run, folder / run_folder(number, run.manifest.label, "measured"))
     launches.remove()
     study = Study(folder, predicted, measured, interrupted=stopped is not None)
@@ -125,6 +207,20 @@ def keep(launches: Launches, predicted: list[Run], measured: list[Run], stopped:
     if isinstance(stopped, WorkerFailedError):
         raise stopped
     return study
+
+
+def numbers(predicted: Sequence[Run], measured: Sequence[Run]) -> list[int]:
+    """What measured runs' folders are numbered by: as the prediction's, whatever was left out before; twins come last.
+
+    Args:
+        predicted: all of the study, in their order.
+        measured: each of one of them.
+    """
+    place = {run.manifest.run_id: number for number, run in enumerate(predicted)}
+    behind = itertools.count(len(predicted))
+    return [
+        place[str(run.manifest.predicted_run_id)] if run.manifest.twin_of is None else next(behind) for run in measured
+    ]
 
 
 def run_folder(number: int, label: str, kind: str) -> str:
@@ -138,7 +234,7 @@ def recover(folders: Sequence[Path]) -> list[str]:
     Raises:
         InputError: a file is damaged, or the runs cannot be written.
     """
-    return [line for folder in folders if (folder / "launches" / "begun.json").is_file() for line in _recover(folder)]
+    return [line for folder in folders if Launches(folder).begun.is_file() for line in _recover(folder)]
 
 
 def _recover(folder: Path) -> list[str]:
@@ -146,7 +242,7 @@ def _recover(folder: Path) -> list[str]:
     with launches.alone() as free:
         if not free:
             return [f"{folder} is being measured: its complete launches will be runs when that ends"]
-        if not (launches.folder / "begun.json").is_file():  # the measurement ended after we looked
+        if not launches.begun.is_file():  # the measurement ended after we looked
             launches.remove()
             return []
         begun, complete = launches.read()
@@ -155,7 +251,7 @@ def _recover(folder: Path) -> list[str]:
             return [f"{KILLED} that measured {folder}: no launch was complete"]
         predicted = [read_run(each) for each in find_runs([folder]) if not each.name.endswith("-measured")]
         _require_predictions(begun, predicted, folder)
-        measured = _assembler(begun, launches.folder)(begun, complete, predicted)
+        measured = _assembler(begun["kind"])(begun, complete, predicted)
         study = keep(launches, predicted, measured, None)
     return [f"{KILLED} that measured {folder}: {len(study.measured)} runs made of its complete launches"]
 
@@ -169,16 +265,12 @@ def _require_predictions(begun: Document, predicted: Sequence[Run], folder: Path
             )
 
 
-def _assembler(begun: Document, folder: Path) -> Callable[[Document, list[Document], list[Run]], list[Run]]:
+def _assembler(kind: str) -> Callable[[Document, list[Document], list[Run]], list[Run]]:
     """What makes measured runs of launches, by their kind."""
     from .courses import assembled_courses
     from .replay import assembled_plans
 
-    kinds = {"plans": assembled_plans, "courses": assembled_courses}
-    if begun.get("kind") not in kinds:
-        problem = f"is of kind {begun.get('kind')!r}, known are {', '.join(kinds)}"
-        raise InputError(str(folder / "begun.json"), problem, "use the version of steelyard that measured")
-    return kinds[begun["kind"]]
+    return {"plans": assembled_plans, "courses": assembled_courses}[kind]
 
 
 def killed(begun: Document) -> Measurement:

@@ -221,6 +221,10 @@ def test_an_interrupt_keeps_what_was_complete_and_so_does_a_kill(
         assert run.manifest.provenance["contention"]["busy"] == bool(run.manifest.provenance["contention"]["reasons"])
     assert compare(study.runs).noise_floor_percent is not None
     assert len((tmp_path / "runs" / "history.jsonl").read_text().splitlines()) == 1
+    less = shutil.copytree(watching.aside, tmp_path / "less")
+    (less / "launches" / "0001.json").unlink()  # the only one of the second contender
+    recover([less])
+    assert [each.name[:2] for each in sorted(less.glob("*-measured"))] == ["00", "02"]
     recover([watching.aside])
     stored = [read_run(folder) for folder in find_runs([watching.aside])]
     found = {run.manifest.label: run for run in stored if run.manifest.kind == "measured"}

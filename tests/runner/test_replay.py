@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -9,9 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,6 +28,7 @@ from steelyard.runner.devices import NamedLane
 from steelyard.runner.protocol import counted_steps
 from steelyard.runner.replay import (
     Entry,
+    begun_of,
     distinct_entries,
     hold_out,
     lanes_of,
@@ -33,7 +36,7 @@ from steelyard.runner.replay import (
     replay,
     twins,
 )
-from steelyard.runner.unfinished import Launches, Study, recover
+from steelyard.runner.unfinished import Launches, Study, keep, recover
 from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
 from steelyard.sim.spec import Scenario, load_scenario
 from steelyard.sim.view import Fixed, Policy
@@ -517,9 +520,9 @@ def test_runs_made_of_what_a_killed_driver_left_are_those_that_it_would_have_mad
 def test_a_driver_that_was_killed_before_its_first_launch_was_complete_left_nothing_to_keep(
     tiny_scenario: Scenario, tmp_path: Path
 ) -> None:
-    predicted_entries(tiny_scenario, tmp_path / "study")
+    entries, sealed = predicted_entries(tiny_scenario, tmp_path / "study")
     launches = Launches(tmp_path / "study")
-    with launches.measuring({"kind": "plans"}):
+    with launches.measuring(begun_of(tiny_scenario, entries, 3, sealed, [])):
         assert launches.folder.exists()
         shutil.copytree(tmp_path / "study", tmp_path / "killed")
     assert not launches.folder.exists()
@@ -532,6 +535,65 @@ def test_a_driver_that_was_killed_before_its_first_launch_was_complete_left_noth
     (line,) = recover([tmp_path / "killed"])
     assert "no launch was complete" in line
     assert not Launches(tmp_path / "killed").folder.exists()
+
+
+Spoil = Callable[[dict[str, Any]], object]
+SPOILT: dict[str, tuple[Spoil, str]] = {
+    "another version": (lambda begun: begun.update(schema_version=99), "schema_version"),
+    "no version": (lambda begun: begun.pop("schema_version"), "schema_version"),
+    "another kind": (lambda begun: begun.update(kind=["plans"]), "kind"),
+    "no entries": (lambda begun: begun.pop("entries"), "entries"),
+    "an entry without its label": (lambda begun: begun["entries"][0].pop("label"), "entries.0.label"),
+    "an entry whose plan is none": (lambda begun: begun["entries"][0].update(plan={"pipelines": 1}), "pipelines"),
+    "a scenario that is none": (lambda begun: begun["scenario"].update(workload=1), "scenario.workload"),
+    "a seed in words": (lambda begun: begun.update(seed="three"), "seed"),
+    "a course without its gradients": (lambda begun: begun.update(kind="courses"), "gradient_errors"),
+}
+
+
+def test_what_another_version_began_is_refused_by_the_name_of_its_file(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    """Whatever is different; and no launch is used or removed for it."""
+    entries, sealed = predicted_entries(tiny_scenario, tmp_path / "study")
+    launches, killed = Launches(tmp_path / "study"), Launches(tmp_path / "killed")
+    with launches.measuring(begun_of(tiny_scenario, entries, 3, sealed, [])):
+        shutil.copytree(launches.study, killed.study)
+    whole = killed.begun.read_text()
+    killed.add({"tasks": [], "answers": []})
+    assert killed.read()[0] == json.loads(whole)
+    for name, (spoil, field_name) in SPOILT.items():
+        begun = json.loads(whole)
+        spoil(begun)
+        killed.begun.write_text(json.dumps(begun))
+        with pytest.raises(InputError) as refused:
+            recover([killed.study])
+        assert refused.value.path.startswith(f"{killed.begun}: {field_name}"), name
+        assert "the version of steelyard that measured" in refused.value.mend
+    for damaged in (whole[:-1], "[]", "[" * 100_000):
+        killed.begun.write_text(damaged)
+        with pytest.raises(InputError) as refused:
+            recover([killed.study])
+        assert refused.value.path == str(killed.begun)
+        assert "cannot be used" in refused.value.mend
+    assert len(killed.files) == 1
+
+
+def test_measured_runs_are_numbered_as_their_predictions_whatever_was_left_out(
+    tiny_scenario: Scenario, tmp_path: Path
+) -> None:
+    """Of all but the first plan, and of the last one's twin."""
+    entries, _ = predicted_entries(tiny_scenario, tmp_path / "study")
+    predicted = [entry.prediction for entry in entries if entry.prediction is not None]
+    measured = []
+    for run, twin_of in [*((each, None) for each in predicted[1:]), (predicted[-1], predicted[-1].manifest.label)]:
+        own = {"kind": "measured", "predicted_run_id": run.manifest.run_id, "twin_of": twin_of}
+        measured.append(dataclasses.replace(run, manifest=run.manifest.model_copy(update=own)))
+    study = keep(Launches(tmp_path / "study"), predicted, measured, None)
+    number_of = {read_run(each).manifest.run_id: each.name[:2] for each in study.folder.glob("*-predicted")}
+    found = {each.name[:2]: read_run(each).manifest for each in study.folder.glob("*-measured")}
+    assert sorted(found) == [f"{number:02d}" for number in range(1, len(predicted) + 1)]
+    for number, manifest in found.items():
+        expected = f"{len(predicted):02d}" if manifest.twin_of else number_of[manifest.predicted_run_id]
+        assert number == expected
 
 
 def test_lanes_of_a_scenario_are_its_devices(tiny_scenario: Scenario, lanes: list[NamedLane]) -> None:
