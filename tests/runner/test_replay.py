@@ -476,7 +476,7 @@ def test_a_killed_driver_loses_no_complete_launch(
     """SIGKILL in the second launch: the next command that looks at the study makes runs of the first."""
     (tmp_path / "tmp").mkdir()
     with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
-        workers = workers_in_launch(process, 3)
+        workers = workers_in_launch(process, UNMEASURED + 2)
         process.kill()
         _, err = process.communicate(timeout=60)
     _, alive = psutil.wait_procs(workers, timeout=30)
