@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 from ..results.errors import InputError, WorkerFailedError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval
-from ..results.record import DeviceLedger, Manifest, PolicyRecord, Recovery, Run, digest, event_frame
+from ..results.record import DeviceLedger, PolicyRecord, Recovery, Run, event_frame
 from ..results.recovery import recovery
 from ..results.store import write_run
-from ..sim import cost
 from ..sim.adaptive import at_its_best
 from ..sim.bounds import work_bound_s
 from ..sim.disturbances import factors_at, slowed
@@ -35,13 +34,13 @@ from .replay import (
     gauged,
     hold_out,
     lanes_of,
+    measured_manifest,
     prove_entries,
     provenance,
     seal,
     split_bound_s,
     study_name,
     unused_label,
-    written_utc,
 )
 from .resolving import job_of
 from .unfinished import Launches, Study, keep, killed, run_folder
@@ -312,26 +311,15 @@ def measured_course(
         pace_s=pooled.mean,
     )
     summary = summary.model_copy(update={"recovery": recovered(scenario, times)})
-    plan, predicted = courses[0].plans[0][1], contender.prediction.manifest
-    manifest = Manifest(
-        run_id=digest([predicted.run_id, begun["sha256"], contender.label, written_utc()])[:16],
-        kind="measured",
-        label=contender.label,
-        scenario=scenario.model_dump(mode="json"),
-        policy=predicted.policy,
-        plan_sha256=plan.sha256,
-        seed=seed,
-        model_version=cost.MODEL_VERSION,
-        prediction_sha256=begun["sha256"],
-        predicted_run_id=predicted.run_id,
-        twin_of=contender.twin_of,
-        notes=list(begun["notes"]),
-        provenance={
-            **(measurement.provenance or provenance(scenario)),
-            **proofs(courses, begun["gradient_errors"]),
-            **circumstances(measurement, len(followed)),
-        },
-    )
+    found = {
+        **(measurement.provenance or provenance(scenario)),
+        **proofs(courses, begun["gradient_errors"]),
+        **circumstances(measurement, len(followed)),
+    }
+    label, sealed, plan = contender.label, begun["sha256"], courses[0].plans[0][1]
+    manifest = measured_manifest(scenario, contender.prediction, label, sealed, seed=seed, plan_sha256=plan.sha256)
+    told = {"label": label, "twin_of": contender.twin_of, "notes": list(begun["notes"]), "provenance": found}
+    manifest = manifest.model_copy(update=told)
     decisions = [each for course in courses for each in course.decisions]
     return Run(manifest=manifest, plan=plan.document(), summary=summary, events=events, decisions=decisions)
 

@@ -540,31 +540,39 @@ def measured_run(
     )
     summary = summary.model_copy(update={"split_bound_step_time_s": split_bound_s(scenario)})
     assert entry.prediction is not None
-    manifest = Manifest(
-        run_id=digest([entry.prediction.manifest.run_id, sealed, index, written_utc()])[:16],
+    found = {
+        **(measurement.provenance or provenance(scenario)),
+        "contention": {
+            **contention(scenario, measurement, index),
+            "drift_factors": drift_factors(scenario, entry.plan, launches),
+        },
+        "protocol": measurement.record(index),
+        "gradient_error": entry.gradient_error,
+        "exact_gradient_error": entry.exact_gradient_error,
+    }
+    manifest = measured_manifest(scenario, entry.prediction, index, sealed, seed=seed, plan_sha256=entry.plan.sha256)
+    told = {"label": entry.label, "policy": entry.record, "twin_of": entry.twin_of}
+    manifest = manifest.model_copy(update={**told, "notes": list(notes), "provenance": found})
+    return Run(manifest=manifest, plan=entry.plan.document(), summary=summary, events=events)
+
+
+def measured_manifest(
+    scenario: Scenario, prediction: Run, identity: object, sealed: str, *, seed: int, plan_sha256: str
+) -> Manifest:
+    """What the manifest of a measured run has of its prediction; ``identity`` tells it from others of the study."""
+    predicted = prediction.manifest
+    return Manifest(
+        run_id=digest([predicted.run_id, sealed, identity, written_utc()])[:16],
         kind="measured",
-        label=entry.label,
+        label=predicted.label,
         scenario=scenario.model_dump(mode="json"),
-        policy=entry.record,
-        plan_sha256=entry.plan.sha256,
+        policy=predicted.policy,
+        plan_sha256=plan_sha256,
         seed=seed,
         model_version=cost.MODEL_VERSION,
         prediction_sha256=sealed,
-        predicted_run_id=entry.prediction.manifest.run_id,
-        twin_of=entry.twin_of,
-        notes=list(notes),
-        provenance={
-            **(measurement.provenance or provenance(scenario)),
-            "contention": {
-                **contention(scenario, measurement, index),
-                "drift_factors": drift_factors(scenario, entry.plan, launches),
-            },
-            "protocol": measurement.record(index),
-            "gradient_error": entry.gradient_error,
-            "exact_gradient_error": entry.exact_gradient_error,
-        },
+        predicted_run_id=predicted.run_id,
     )
-    return Run(manifest=manifest, plan=entry.plan.document(), summary=summary, events=events)
 
 
 def split_bound_s(scenario: Scenario) -> float | None:
