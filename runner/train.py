@@ -112,17 +112,12 @@ def train(
     goes on from the last checkpoint, and ends with the same bytes as if there had been none.
 
     Raises:
-        InputError: torch or scikit-learn is missing, the cluster is not of lanes, or the scenario has disturbances.
+        InputError: it cannot be trained (:func:`trainable`).
         WorkerFailedError: lanes died or hung more often than ``training.restarts`` allows; :func:`resume` goes on.
     """
-    refuse_events(dict(scenario))
-    _require()
-    lanes_of(scenario)
-    plan = allocate(policy, View.of(scenario), scenario)
-    plan.require_data_parallel()
+    plan, data = trainable(scenario, policy, runs)
     record = describe(policy)
     predicted = simulate(scenario, Fixed(plan, record)).summary
-    _, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=scenario.seed)
     about = About(
         written_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         scenario=scenario,
@@ -139,6 +134,25 @@ def train(
     folder = new_folder(runs, scenario)
     folder.write_about(about)
     return _through(folder, about, runs, report, tick)
+
+
+def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Path]:
+    """The plan to train by and the file of samples; what cannot be trained is refused here, before a training begins.
+
+    Raises:
+        InputError: the scenario has disturbances, torch or scikit-learn is missing, the cluster is not of this
+            machine's lanes, the plan is no split of the batch, or the workload does not run on lanes.
+    """
+    refuse_events(dict(scenario))
+    _require()
+    for lane in lanes_of(scenario):
+        if lane.machine:
+            problem = f"is on machine {lane.machine}, and a training's checkpoints are files of one machine"
+            raise InputError(f"cluster device {lane.name}", problem, "train on the lanes of one machine")
+    plan = allocate(policy, View.of(scenario), scenario)
+    plan.require_data_parallel()
+    _, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=scenario.seed)
+    return plan, data
 
 
 def resume(

@@ -13,12 +13,12 @@ from ...results.record import digest
 from ...results.store import code_provenance, slug, to_json, write_text
 from ...sim.engine import simulate
 from ...sim.spec import Scenario
-from ...sim.view import Fixed, Policy, View, allocate, describe
+from ...sim.view import Fixed, Policy, describe
 from ..calibrate import START_S, Report
 from ..devices import fingerprint
 from ..journal import Event
-from ..launch import require_torch
 from ..replay import lanes_of
+from ..train import trainable
 from ..watch import STOPPED_S
 from .drill import Drill, Struck, drill
 from .forecast import Costs, Forecast, forecast, rows, steps_for
@@ -82,12 +82,11 @@ def chaos(
         report: gets lines for people.
 
     Raises:
-        InputError: torch is missing, or the cluster is not of lanes.
+        InputError: it cannot be trained (:func:`~steelyard.runner.train.trainable`); nothing is written.
         WorkerFailedError: a training ended otherwise than well.
     """
-    require_torch()
+    plan, _ = trainable(scenario, policy, runs)
     ranks = {lane.name: rank for rank, lane in enumerate(lanes_of(scenario))}
-    plan = allocate(policy, View.of(scenario), scenario)
     split = plan.split()
     members = {name: rank for name, rank in ranks.items() if name in split}
     step_s = simulate(scenario, Fixed(plan, describe(policy))).summary.step_time_s.p50

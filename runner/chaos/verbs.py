@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..verbs.inputs import load
 from ..verbs.options import RUNS, Json, RunsFolder, ScenarioArgument, Settings
 from ..verbs.output import DONE, GATE_FAILED, emit, remark, terminal
 
@@ -25,13 +26,10 @@ def chaos(
     """Train under random kills and hangs; exit code 3 unless it ends bit-identically and leaves nothing behind."""
     from ...policies import policy_from_text
     from ...results.store import to_json, write_text
-    from ...sim.spec import load_scenario
-    from ..resolving import resolver
     from .chaos import chaos as storm
 
     console = terminal()
-    notes: list[str] = []
-    loaded = load_scenario(scenario, settings, resolver(runs, force=False, notes=notes))
+    loaded, _ = load(scenario, settings, runs, force=False, real=True)
     found = storm(
         loaded, policy_from_text(policy), policy, runs, kills=kills, hangs=hangs, seed=seed, report=console.print
     )

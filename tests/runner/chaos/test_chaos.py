@@ -14,12 +14,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from steelyard.policies import make_policy
+from steelyard.results.errors import InputError
 from steelyard.runner.chaos.chaos import answers, lost_results
+from steelyard.runner.chaos.chaos import chaos as storm
 from steelyard.runner.chaos.drill import Struck
 from steelyard.runner.chaos.forecast import Costs, forecast, noticed_s, steps_for
 from steelyard.runner.chaos.leftovers import Sightings, left_behind
 from steelyard.runner.chaos.strikes import Strike, count, draw
 from steelyard.runner.cli import run
+from steelyard.sim.disturbances import Disturbance, Rebalance
+from steelyard.sim.plan import Plan
+from steelyard.sim.spec import Scenario
+from steelyard.sim.view import Fixed
 
 counts = st.integers(0, 12)
 
@@ -150,6 +157,61 @@ def test_an_orphan_and_its_listener_are_found(tmp_path: Path, address: str, reac
 def test_a_file_that_was_left_is_found(tmp_path: Path) -> None:
     (tmp_path / "steelyard-abc").mkdir()
     assert left_behind(Sightings(tmp_path)) == [f"{tmp_path / 'steelyard-abc'} is still there"]
+
+
+def on_another_machine(scenario: Scenario) -> Scenario:
+    node = scenario.cluster.nodes[0]
+    first = node.devices[0]
+    assert first.lane is not None
+    there = first.model_copy(update={"lane": first.lane.model_copy(update={"machine": 1})})
+    nodes = [node.model_copy(update={"devices": [there, *node.devices[1:]]})]
+    return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+
+
+def changed(scenario: Scenario, name: str) -> Scenario:
+    """The scenario with something in it that no training has."""
+    slower = Disturbance(kind="slowdown", device="full", from_step=2, factor=2.0)
+    workload = scenario.workload.model_copy(update={"dtype": "fp16"})
+    return {
+        "disturbances": scenario.model_copy(update={"disturbances": [slower]}),
+        "rebalance": scenario.model_copy(update={"rebalance": Rebalance(every_steps=5)}),
+        "workload.dtype": scenario.model_copy(update={"workload": workload}),
+        "cluster device full": on_another_machine(scenario),
+        "pipelines.0": scenario,
+    }[name]
+
+
+def pipelined(scenario: Scenario) -> Fixed:
+    """Two stages, one on each lane."""
+    cuts = [(0, 1, "full"), (1, len(scenario.workload.layers), "sse")]
+    stages = [{"first": first, "last": last, "replicas": [{"devices": [name]}]} for first, last, name in cuts]
+    return Fixed(Plan.parse({"pipelines": [{"stages": stages, "micro_batches": [15, 15]}]}))
+
+
+@pytest.mark.parametrize("path", ["disturbances", "rebalance", "workload.dtype", "cluster device full", "pipelines.0"])
+def test_what_cannot_be_trained_is_refused_before_anything_is_begun(
+    tiny_scenario: Scenario, tmp_path: Path, path: str
+) -> None:
+    scenario, said = changed(tiny_scenario, path), list[str]()
+    policy = pipelined(scenario) if path == "pipelines.0" else make_policy("uniform")
+    with pytest.raises(InputError) as caught:
+        storm(scenario, policy, "uniform", tmp_path, kills=1, hangs=0, seed=0, report=said.append)
+    assert caught.value.path == path
+    assert caught.value.mend
+    assert not said
+    assert not list(tmp_path.glob("chaos-*"))
+
+
+def test_disturbances_are_refused_before_the_lanes_are_asked_for(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit code 2, nothing written; the lanes of this folder were never calibrated."""
+    slower = 'disturbances=[{kind="slowdown", device="full", from_step=2, factor=2.0}]'
+    words = ["chaos", str(tiny_folder / "tiny.toml"), "--set", slower, "--runs", str(tiny_folder / "runs")]
+    assert run(words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("steelyard: disturbances: is simulated and replayed only; ")
+    assert not (tiny_folder / "runs").exists()
 
 
 @pytest.mark.slow
