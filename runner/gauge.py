@@ -7,12 +7,15 @@ became 5 % slower while the model's steps became 14 % slower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
+from typing import Self
 
 from ..sim.device import Cluster, Device
 from ..sim.disturbances import slowed
-from ..sim.estimate import step_s
+from ..sim.estimate import Estimator
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import View
@@ -66,8 +69,8 @@ def at_present_speed(scenario: Scenario, run: Callable[[Sequence[Task]], LaunchR
     tasks = BLOCKS * gauge_tasks(scenario.cluster, beyond=workload.max_micro_batch or workload.global_batch)
     if not tasks or not launches:
         return scenario, []
-    drift = drift_percent(scenario.cluster, [run(tasks) for _ in range(launches)])
-    off = {name: 1 + each / 100 for name, each in drift.items() if abs(each) > NOISE_PERCENT}
+    drift = Drift.of(scenario, [run(tasks) for _ in range(launches)])
+    off = {name: 1 + each / 100 for name, each in drift.percent.items() if abs(each) > NOISE_PERCENT}
     strange = {name for name, factor in off.items() if not 1 / MOST_FACTOR <= factor <= MOST_FACTOR}
     factors = {name: factor for name, factor in off.items() if name not in strange}
     notes = [
@@ -78,32 +81,56 @@ def at_present_speed(scenario: Scenario, run: Callable[[Sequence[Task]], LaunchR
     return scenario.model_copy(update={"cluster": slowed(scenario.cluster, factors)}), notes
 
 
-def drift_percent(cluster: Cluster, launches: Sequence[LaunchResult]) -> dict[str, float]:
-    """By how much each lane is slower than its table, in percent: the median over launches of each launch's median.
+@dataclass(frozen=True)
+class Drift:
+    """What the gauges of some launches say of their lanes, whatever plans they ran."""
 
-    A lane that was not gauged is left out.
-    """
-    found = {}
-    for rank, device in enumerate(cluster.devices):
-        table = _work_s(device)
-        gauged = [_ratios(launch, rank, table) for launch in launches]
-        if any(gauged):
-            found[device.name] = 100 * (median(median(each) for each in gauged if each) - 1)
-    return found
+    scenario: Scenario
+    launches: Sequence[Mapping[str, float]]
+    """Per launch, how many times as long as its table each lane took: the launch's median. Without those not gauged."""
+
+    @classmethod
+    def of(cls, scenario: Scenario, launches: Sequence[LaunchResult]) -> Self:
+        """Hold the gauges of complete launches against the tables of the scenario."""
+        tables = {device.name: _work_s(device) for device in scenario.cluster.devices}
+        return cls(scenario, [dict(_medians(launch, tables)) for launch in launches])
+
+    @cached_property
+    def percent(self) -> dict[str, float]:
+        """By how much each lane is slower than its table, in percent: the median over the launches.
+
+        A lane that was not gauged is left out.
+        """
+        names = [device.name for device in self.scenario.cluster.devices]
+        own = {name: [launch[name] for launch in self.launches if name in launch] for name in names}
+        return {name: 100 * (median(factors) - 1) for name, factors in own.items() if factors}
+
+    def factors(self, plan: Plan) -> list[float]:
+        """Per launch, how many times as long a step of a plan takes at the speeds that the launch's gauge found.
+
+        By the tables, without noise. Empty where a lane was not gauged in every launch.
+        """
+        if any(len(each) < len(self.scenario.cluster.devices) for each in self.launches):
+            return []
+        calibrated_s = self._calibrated.of(plan).step_s
+        return [each.of(plan).step_s / calibrated_s for each in self._drifted]
+
+    @cached_property
+    def _calibrated(self) -> Estimator:
+        return Estimator(View.of(self.scenario))
+
+    @cached_property
+    def _drifted(self) -> list[Estimator]:
+        """What estimates plans at the speeds of each launch."""
+        cluster = self.scenario.cluster
+        at = [self.scenario.model_copy(update={"cluster": slowed(cluster, each)}) for each in self.launches]
+        return [Estimator(View.of(each)) for each in at]
 
 
-def drift_factors(scenario: Scenario, plan: Plan, launches: Sequence[LaunchResult]) -> list[float]:
-    """Per launch, how many times as long a step of a plan takes at the speeds that the launch's gauge found.
-
-    By the tables, without noise. Empty where a lane was not gauged in every launch.
-    """
-    gauged = [drift_percent(scenario.cluster, [launch]) for launch in launches]
-    if any(len(each) < len(scenario.cluster.devices) for each in gauged):
-        return []
-    calibrated_s = step_s(View.of(scenario), plan)
-    factors = [{name: 1 + percent / 100 for name, percent in each.items()} for each in gauged]
-    drifted = [scenario.model_copy(update={"cluster": slowed(scenario.cluster, each)}) for each in factors]
-    return [step_s(View.of(each), plan) / calibrated_s for each in drifted]
+def _medians(launch: LaunchResult, tables: Mapping[str, dict[int, float]]) -> Iterator[tuple[str, float]]:
+    for rank, (name, table) in enumerate(tables.items()):
+        if ratios := _ratios(launch, rank, table):
+            yield name, median(ratios)
 
 
 def _ratios(launch: LaunchResult, rank: int, table: dict[int, float]) -> list[float]:

@@ -21,7 +21,7 @@ from ..sim.spec import Scenario
 from .calibrate import START_S, Report
 from .condition import changes, condition, stolen_percent
 from .effort import MOST_TIMES, Effort, Rules, Seen, launch_s, next_effort
-from .gauge import PLANS_PER_GAUGE, drift_percent, gauge_tasks
+from .gauge import PLANS_PER_GAUGE, Drift, gauge_tasks
 from .launch import LaunchResult, Task
 from .stationary import MOST_WARMUP, drifting
 
@@ -217,26 +217,25 @@ def launch_tasks(
     return tasks + gauging
 
 
-def contention(scenario: Scenario, measurement: Measurement, index: int) -> dict[str, Any]:
+def contention(measurement: Measurement, index: int, drift: Drift) -> dict[str, Any]:
     """How disturbed the measurement was: segments that took longer than their processor time, and the lanes' drift.
 
-    The drift is from the scenario's tables, which are of the lanes' speed before the predictions. It sees what
-    processor time cannot: a neighbour on the same physical core, or another clock rate.
+    The drift is of all launches together, from tables that are of the lanes' speed before the predictions. It sees
+    what processor time cannot: a neighbour on the same physical core, or another clock rate.
     """
     launches = measurement.launches
     blocks = [
         answer
         for launch in launches
-        for rank in range(len(scenario.cluster.devices))
+        for rank in range(len(launch.answers))
         for task, answer in launch.of("block", rank)
         if task["index"] == index and answer["steps"]
     ]
     contended = 100 * sum(block["contended"] for block in blocks) / len(blocks)
-    drift = drift_percent(scenario.cluster, launches)
     reasons = list(measurement.changes)
     if contended > BUSY_PERCENT:
         reasons.append(f"{contended:.0f} % of the compute segments were disturbed")
-    for name, percent in drift.items():
+    for name, percent in drift.percent.items():
         if abs(percent) > DRIFT_PERCENT:
             how = "slower" if percent > 0 else "faster"
             reasons.append(f"{name} runs {abs(percent):.0f} % {how} than its table says")
@@ -248,7 +247,7 @@ def contention(scenario: Scenario, measurement: Measurement, index: int) -> dict
         "retries": sum(
             answer["retries"] for launch in launches for task, answer in launch.of("block", 0) if task["index"] == index
         ),
-        "drift_percent": drift,
+        "drift_percent": drift.percent,
     }
 
 

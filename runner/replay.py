@@ -34,7 +34,7 @@ from .devices import NamedLane, available_cpus, fingerprint
 from .effort import Effort
 from .execution import division
 from .fidelity import others, predict_at
-from .gauge import at_present_speed, drift_factors
+from .gauge import Drift, at_present_speed
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
@@ -232,9 +232,9 @@ def measured_runs(
     notes: Sequence[str],
 ) -> list[Run]:
     """A run of each plan from what all launches measured."""
-    told = [*notes, *measurement.notes]
+    told, drift = [*notes, *measurement.notes], Drift.of(scenario, measurement.launches)
     return [
-        measured_run(scenario, entry, index, measurement, seed=seed, sealed=sealed, notes=told)
+        measured_run(scenario, entry, index, measurement, drift, seed=seed, sealed=sealed, notes=told)
         for index, entry in enumerate(entries)
     ]
 
@@ -511,6 +511,7 @@ def measured_run(
     entry: Entry,
     index: int,
     measurement: Measurement,
+    drift: Drift,
     *,
     seed: int,
     sealed: str,
@@ -542,10 +543,7 @@ def measured_run(
     assert entry.prediction is not None
     found = {
         **(measurement.provenance or provenance(scenario)),
-        "contention": {
-            **contention(scenario, measurement, index),
-            "drift_factors": drift_factors(scenario, entry.plan, launches),
-        },
+        "contention": {**contention(measurement, index, drift), "drift_factors": drift.factors(entry.plan)},
         "protocol": measurement.record(index),
         "gradient_error": entry.gradient_error,
         "exact_gradient_error": entry.exact_gradient_error,

@@ -127,7 +127,7 @@ def profiled_cost(name: str, profile: Profile, slowdown: float = 1.0) -> DeviceC
         forward=fit_curve([(point.micro_batch, slowdown * point.forward_s) for point in profile.points]),
         backward=fit_curve([(point.micro_batch, slowdown * point.backward_s) for point in profile.points]),
         optimizer_s=slowdown * profile.optimizer_s,
-        waking=tuple(profile.waking),
+        waking=tuple(profile.waking_at(slowdown)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from operator import itemgetter
 from typing import Annotated, Literal, Self
@@ -94,6 +95,16 @@ class Profile(Spec):
     forward_factor: Positive = 1.0
     """What the points' forward times were multiplied by when plans that ran refined them; 1: they are as measured."""
     backward_factor: Positive = 1.0
+
+    def waking_at(self, slowdown: float) -> Sequence[WakePoint]:
+        """What waking costs a device whose work takes so many times as long as its table says.
+
+        The extra is work (caches to fill again, at a clock that is still low), so it takes as many times as long; for
+        how long a wait lasts, and what a wait does to the clock, the device's own speed is nothing.
+        """
+        if slowdown == 1.0:
+            return self.waking
+        return [point.model_copy(update={"extra_s": slowdown * point.extra_s}) for point in self.waking]
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

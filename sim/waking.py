@@ -2,7 +2,8 @@
 
 While it sleeps, a virtual processor's clock falls, its caches go to others, and the host gives its time away. Measured
 on lanes: 2 to 9 ms more for the step after 20 ms of sleep, nearly whatever the step's size; so the table is of seconds,
-not of a factor. Devices without a table wake for nothing, which is what every datasheet's does.
+not of a factor. On a lane that is slower than its tables they are as many times as long, as all its work is. Devices
+without a table wake for nothing, which is what every datasheet's does.
 """
 
 from __future__ import annotations
@@ -87,5 +88,5 @@ def _work_s(worker: Worker) -> float:
 
 
 def _table(worker: Worker, devices: Mapping[str, Device]) -> Sequence[WakePoint]:
-    profile = devices[worker.devices[0]].profile
-    return profile.waking if profile is not None else ()
+    device = devices[worker.devices[0]]
+    return device.profile.waking_at(device.slowdown) if device.profile is not None else ()

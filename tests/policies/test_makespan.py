@@ -20,6 +20,7 @@ from steelyard.policies.testing import scenarios
 from steelyard.sim.bounds import lower_bound_s
 from steelyard.sim.cost import DeviceCost, Line
 from steelyard.sim.device import WakePoint
+from steelyard.sim.disturbances import slowed
 from steelyard.sim.engine import objective_value
 from steelyard.sim.plan import Infeasible
 from steelyard.sim.spec import Scenario
@@ -137,10 +138,14 @@ EXTRAS = st.lists(st.floats(0.0, 0.02), min_size=3, max_size=3).map(sorted)
 
 
 @settings(max_examples=15)
-@given(extras=st.tuples(EXTRAS, EXTRAS))
-def test_what_waking_costs_is_minimised_too(quiet_scenario: Scenario, extras: tuple[list[float], list[float]]) -> None:
+@given(extras=st.tuples(EXTRAS, EXTRAS), factor=st.floats(0.5, 3.0))
+def test_what_waking_costs_is_minimised_too(
+    quiet_scenario: Scenario, extras: tuple[list[float], list[float]], factor: float
+) -> None:
     """No split is faster in the engine, whatever the tables of waking say; the step is known to a rounding."""
     scenario = _waking(quiet_scenario, extras)
+    slower = slowed(scenario.cluster, {"slow": factor})
+    scenario = scenario.model_copy(update={"cluster": slower})
     view = View.of(scenario)
     plans = [view.plan([fast, view.global_batch - fast]) for fast in range(view.global_batch + 1)]
     times = [view.global_batch / objective_value(scenario, Fixed(plan), seed=0, launches=1) for plan in plans]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steelyard.runner.gauge import NOISE_PERCENT, at_present_speed, drift_factors, drift_percent, gauge_tasks
+from steelyard.runner.gauge import NOISE_PERCENT, Drift, at_present_speed, gauge_tasks
 from steelyard.runner.isolation.room import Room
 from steelyard.runner.launch import LaunchResult, Task
 from steelyard.runner.protocol import DRIFT_PERCENT, Measurement, Subject, contention, launch_tasks
@@ -55,7 +55,7 @@ def without_profile(scenario: Scenario) -> Scenario:
 
 @given(factors=st.lists(st.floats(0.5, 2.0), min_size=2, max_size=2), launches=st.integers(1, 5))
 def test_each_lane_is_as_slow_as_it_was_gauged(tiny_scenario: Scenario, factors: list[float], launches: int) -> None:
-    found = drift_percent(tiny_scenario.cluster, [launch_of(tiny_scenario, factors)] * launches)
+    found = Drift.of(tiny_scenario, [launch_of(tiny_scenario, factors)] * launches).percent
     names = [device.name for device in tiny_scenario.cluster.devices]
     assert found == pytest.approx({name: 100 * (each - 1) for name, each in zip(names, factors, strict=True)}, abs=1e-6)
 
@@ -64,23 +64,36 @@ def test_each_lane_is_as_slow_as_it_was_gauged(tiny_scenario: Scenario, factors:
 def test_a_plan_drifts_with_the_lane_that_it_waits_for(tiny_scenario: Scenario, factors: list[float]) -> None:
     """A plan on one lane takes that lane's factor of its passes; a plan on both at most the larger one."""
     names = [device.name for device in tiny_scenario.cluster.devices]
-    workload, launches = tiny_scenario.workload, [launch_of(tiny_scenario, factors)]
+    workload, drift = tiny_scenario.workload, Drift.of(tiny_scenario, [launch_of(tiny_scenario, factors)])
     alone = Plan.data_parallel(workload, {names[0]: workload.global_batch, names[1]: 0})
     both = Plan.data_parallel(workload, {names[0]: 20, names[1]: workload.global_batch - 20})
-    assert drift_factors(tiny_scenario, alone, launches) == pytest.approx([factors[0]])
-    (found,) = drift_factors(tiny_scenario, both, launches)
+    assert drift.factors(alone) == pytest.approx([factors[0]])
+    (found,) = drift.factors(both)
     assert min(1.0, *factors) - 1e-9 <= found <= max(1.0, *factors) + 1e-9
+
+
+@given(factors=st.lists(st.tuples(st.floats(0.5, 2.0), st.floats(0.5, 2.0)), min_size=1, max_size=3))
+def test_what_the_gauges_found_is_of_the_launches_and_not_of_a_plan(
+    tiny_scenario: Scenario, factors: list[tuple[float, float]]
+) -> None:
+    """Asked of several plans in any order, each one's drift is what it would be were it the only plan."""
+    launches, workload = [launch_of(tiny_scenario, list(each)) for each in factors], tiny_scenario.workload
+    plans = [Plan.data_parallel(workload, {"full": own, "sse": 30 - own}) for own in (30, 20, 15, 0)]
+    shared = Drift.of(tiny_scenario, launches)
+    found = {plan.sha256: shared.factors(plan) for plan in reversed(plans)}
+    assert [found[plan.sha256] for plan in plans] == [Drift.of(tiny_scenario, launches).factors(each) for each in plans]
+    assert shared.factors(plans[0]) == pytest.approx([full for full, _ in factors])
 
 
 def test_one_launch_in_five_is_no_drift(tiny_scenario: Scenario) -> None:
     launches = [launch_of(tiny_scenario, [1.0, 1.0])] * 4 + [launch_of(tiny_scenario, [3.0, 3.0])]
-    assert drift_percent(tiny_scenario.cluster, launches) == pytest.approx({"full": 0.0, "sse": 0.0}, abs=1e-9)
+    assert Drift.of(tiny_scenario, launches).percent == pytest.approx({"full": 0.0, "sse": 0.0}, abs=1e-9)
 
 
 @pytest.mark.parametrize("percent", [DRIFT_PERCENT - 1, DRIFT_PERCENT + 1, -DRIFT_PERCENT - 1])
 def test_a_lane_that_is_not_as_it_was_calibrated_marks_the_runs(tiny_scenario: Scenario, percent: float) -> None:
     measurement = Measurement([launch_of(tiny_scenario, [1.0, 1 + percent / 100])])
-    found = contention(tiny_scenario, measurement, 0)
+    found = contention(measurement, 0, Drift.of(tiny_scenario, measurement.launches))
     assert found["busy"] == (abs(percent) > DRIFT_PERCENT)
     assert list(found["drift_percent"].values()) == pytest.approx([0.0, percent], abs=1e-6)
 
@@ -100,7 +113,7 @@ def test_a_replay_predicts_for_the_lanes_as_they_are(tiny_scenario: Scenario, pe
     expected = factors if abs(percent) > NOISE_PERCENT else [1.0, 1.0]
     assert [device.slowdown for device in found.cluster.devices] == pytest.approx(expected)
     assert len(notes) == sum(each != 1.0 for each in expected)
-    again = drift_percent(found.cluster, [launch_of(tiny_scenario, factors)])
+    again = Drift.of(found, [launch_of(tiny_scenario, factors)]).percent
     assert max(map(abs, again.values())) <= NOISE_PERCENT
 
 
@@ -127,7 +140,8 @@ def test_refined_tables_are_no_drift(tiny_scenario: Scenario) -> None:
         for node in tiny_scenario.cluster.nodes
     ]
     cluster = tiny_scenario.cluster.model_copy(update={"nodes": nodes})
-    found = drift_percent(cluster, [launch_of(tiny_scenario, [1.0, 1.1])])
+    scenario = tiny_scenario.model_copy(update={"cluster": cluster})
+    found = Drift.of(scenario, [launch_of(tiny_scenario, [1.0, 1.1])]).percent
     assert list(found.values()) == pytest.approx([0.0, 10.0], abs=1e-6)
 
 
@@ -150,7 +164,7 @@ def test_tables_that_are_far_off_are_not_scaled(tiny_scenario: Scenario, factor:
 def test_lanes_without_a_size_in_common_are_not_gauged(tiny_scenario: Scenario) -> None:
     bare = without_profile(tiny_scenario)
     assert gauge_tasks(bare.cluster) == []
-    assert drift_percent(bare.cluster, [LaunchResult([], [[], []])]) == {}
+    assert Drift.of(bare, [LaunchResult([], [[], []])]).percent == {}
     assert at_present_speed(asking(bare, 1), lambda tasks: LaunchResult([], [[], []])) == (asking(bare, 1), [])
 
 

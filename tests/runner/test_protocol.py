@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steelyard.results.errors import WorkerFailedError
 from steelyard.runner.condition import changes
+from steelyard.runner.gauge import Drift
 from steelyard.runner.launch import LaunchResult, Task
 from steelyard.runner.protocol import (
     Subject,
@@ -174,7 +175,7 @@ def test_a_host_that_changed_is_told_and_marks_the_run(tiny_scenario: Scenario) 
     )
     assert found.notes[0] == "the host changed while it was measured: cores was 2 before and is 1 after"
     assert "30.0 %" in found.notes[1]
-    assert contention(tiny_scenario, found, 0)["busy"]
+    assert contention(found, 0, Drift.of(tiny_scenario, found.launches))["busy"]
 
 
 def test_the_same_condition_is_no_change() -> None:

@@ -17,6 +17,7 @@ from steelyard.sim.device import (
     ProfilePoint,
     WakePoint,
 )
+from steelyard.sim.disturbances import slowed
 from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
@@ -105,6 +106,17 @@ def test_the_step_grows_by_what_the_last_to_come_pays(split: tuple[int, int]) ->
     collective = 2e-3
     paid = extra_s(TABLE, collective) if 0 not in split else 0.0
     assert times[1] - times[0] == pytest.approx(paid, abs=1e-9)
+
+
+@given(factor=st.floats(0.25, 4.0))
+def test_a_lane_so_many_times_as_slow_wakes_as_many_times_as_slowly(factor: float) -> None:
+    """All work of the step is that many times as long; the collective, by which it was blocked, is as it was."""
+    scenario = scenario_of(TABLE)
+    plan = Plan.data_parallel(scenario.workload, {"left": 16, "right": 16})
+    slow = scenario.model_copy(update={"cluster": slowed(scenario.cluster, {"left": factor, "right": factor})})
+    times = [simulate(each, Fixed(plan)).summary.step_time_s.p50 for each in (scenario, slow)]
+    collective = 2e-3
+    assert times[1] - collective == pytest.approx(factor * (times[0] - collective))
 
 
 def test_a_device_alone_never_waits() -> None:
