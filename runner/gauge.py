@@ -13,12 +13,14 @@ from functools import cached_property
 from statistics import median
 from typing import Self
 
-from ..sim.device import Cluster, Device
+from ..sim.cost import peak_memory_bytes
+from ..sim.device import GIB, Device
 from ..sim.disturbances import slowed
 from ..sim.estimate import Estimator
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import View
+from ..sim.workload import Workload
 from .calibrate import step_blocks
 from .launch import LaunchResult, Task
 
@@ -34,22 +36,57 @@ PLANS_PER_GAUGE = 3
 """Blocks of plans from one gauge to the next: a neighbour of the host comes and goes within seconds."""
 
 
-def gauge_tasks(cluster: Cluster, *, beyond: int = 0, but: Collection[int] = ()) -> list[Task]:
+def gauge_tasks(scenario: Scenario, *, beyond: int = 0, but: Collection[int] = ()) -> list[Task]:
     """The task that gauges all lanes at once, at the middle of the calibrated sizes that they have in common.
 
+    A lane whose memory has no room for a step of the whole model at any of its sizes is left out: it waits meanwhile.
+
     Args:
-        cluster: of lanes with tables.
+        scenario: of lanes with tables.
         beyond: only larger sizes will do.
         but: sizes that will not do.
 
     Returns:
         No task where no size is left.
     """
-    common = set.intersection(*(set(_work_s(device)) for device in cluster.devices))
-    sizes = sorted(size for size in common if size > beyond and size not in but)
-    if not sizes:
+    fitting = [_fitting(scenario, device, beyond, but) for device in scenario.cluster.devices]
+    ranks = [rank for rank, sizes in enumerate(fitting) if sizes]
+    common = sorted(set[int].intersection(*(set(fitting[rank]) for rank in ranks))) if ranks else []
+    if not common:
         return []
-    return [{"op": "gauge", "micro_batch": sizes[len(sizes) // 2], "seconds": SECONDS, "least": LEAST_STEPS}]
+    middle = common[len(common) // 2]
+    return [{"op": "gauge", "micro_batch": middle, "seconds": SECONDS, "least": LEAST_STEPS, "gauged": ranks}]
+
+
+def not_gauged(scenario: Scenario, *, beyond: int = 0, but: Collection[int] = ()) -> list[str]:
+    """A note on every lane that such a task leaves out for want of memory."""
+    found = []
+    for device in scenario.cluster.devices:
+        sizes = _calibrated(device, beyond, but)
+        if sizes and not _fitting(scenario, device, beyond, but):
+            needed, room = _needed_bytes(scenario.workload, sizes[0]) / GIB, device.memory_bytes / GIB
+            found.append(
+                f"{device.name} is not gauged: steps of the whole model at {sizes[0]} samples need {needed:.3g} GiB, "
+                f"it has {room:.3g}"
+            )
+    return found
+
+
+def _fitting(scenario: Scenario, device: Device, beyond: int, but: Collection[int]) -> list[int]:
+    """The calibrated sizes at which a lane has room for what a gauge holds."""
+    sizes = _calibrated(device, beyond, but)
+    return [size for size in sizes if _needed_bytes(scenario.workload, size) <= device.memory_bytes]
+
+
+def _calibrated(device: Device, beyond: int, but: Collection[int]) -> list[int]:
+    """A lane's calibrated sizes that will do, the smallest first."""
+    return sorted(size for size in _work_s(device) if size > beyond and size not in but)
+
+
+def _needed_bytes(workload: Workload, micro_batch: int) -> float:
+    """What a gauge holds: a step of the whole model, and the weights and states that are put back after it."""
+    put_back = workload.state_bytes - workload.gradient_bytes
+    return peak_memory_bytes(workload, micro_batch) + put_back
 
 
 def at_present_speed(scenario: Scenario, run: Callable[[Sequence[Task]], LaunchResult]) -> tuple[Scenario, list[str]]:
@@ -63,17 +100,20 @@ def at_present_speed(scenario: Scenario, run: Callable[[Sequence[Task]], LaunchR
         run: runs the tasks of one launch.
 
     Returns:
-        The scenario, and a note on every lane that is off its table.
+        The scenario, and a note on every lane that is off its table, or that has no room to be gauged.
     """
     workload, launches = scenario.workload, scenario.replay.gauge_launches
-    tasks = BLOCKS * gauge_tasks(scenario.cluster, beyond=workload.max_micro_batch or workload.global_batch)
-    if not tasks or not launches:
+    beyond = workload.max_micro_batch or workload.global_batch
+    tasks = BLOCKS * gauge_tasks(scenario, beyond=beyond)
+    if not launches:
         return scenario, []
+    if not tasks:
+        return scenario, not_gauged(scenario, beyond=beyond)
     drift = Drift.of(scenario, [run(tasks) for _ in range(launches)])
     off = {name: 1 + each / 100 for name, each in drift.percent.items() if abs(each) > NOISE_PERCENT}
     strange = {name for name, factor in off.items() if not 1 / MOST_FACTOR <= factor <= MOST_FACTOR}
     factors = {name: factor for name, factor in off.items() if name not in strange}
-    notes = [
+    notes = not_gauged(scenario, beyond=beyond) + [
         f"{name} takes {factor:.2f} times as long as calibrated: "
         + ("its tables are not of this lane, calibrate again" if name in strange else "its tables are scaled by that")
         for name, factor in off.items()

@@ -195,7 +195,7 @@ def launch_tasks(
 ) -> list[Task]:
     """One launch: every plan in every round, in an order of the round's own; in between the lanes are gauged."""
     order = random.Random(int(stream(seed, "rounds", launch).integers(2**32)))  # noqa: S311 - an order, not a secret
-    gauging = gauge_tasks(scenario.cluster, but=[size for subject in subjects for size in subject.micro_batches])
+    gauging = gauge_tasks(scenario, but=[size for subject in subjects for size in subject.micro_batches])
     tasks: list[Task] = []
     for number in range(scenario.replay.rounds):
         indices = list(range(len(subjects)))

@@ -34,7 +34,7 @@ from .devices import NamedLane, available_cpus, fingerprint
 from .effort import Effort
 from .execution import division
 from .fidelity import others, predict_at
-from .gauge import Drift, at_present_speed
+from .gauge import Drift, at_present_speed, not_gauged
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
@@ -134,7 +134,8 @@ def replay(
     entries += twins(entries, twin_count(len(entries)))
     if (watcher := watcher_of(tick)) is not None:
         watcher.plans([Planned(each.label, scenario.workload.global_batch, each.predicted_s) for each in entries])
-    launches, notes = Launches(told.folder), [*told.notes, *failed]
+    launches = Launches(told.folder)
+    notes = [*told.notes, *failed, *not_gauged(scenario, but=sizes_in(entries))]
     with launches.measuring(begun_of(scenario, entries, seed, told.sealed, notes)):
         measurement = measure(
             scenario,

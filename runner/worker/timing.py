@@ -37,12 +37,23 @@ def profile(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def gauge(member: Member, task: dict[str, Any]) -> dict[str, Any]:
-    """The same as :func:`profile`, between other measurements: weights and optimizer are as before it."""
+    """The same as :func:`profile`, between other measurements: weights and optimizer are as before it.
+
+    Who is not among the ``gauged`` has no room for it, and waits meanwhile.
+    """
+    if member.rank not in task["gauged"]:
+        return undisturbed(member, lambda: _wait(member))
     kept = copy.deepcopy((member.model.state_dict(), member.optimizer.state_dict()))
     answer = profile(member, task)
     member.model.load_state_dict(kept[0])
     member.optimizer.load_state_dict(kept[1])
     return answer
+
+
+def _wait(member: Member) -> dict[str, Any]:
+    """What a member does of :func:`profile` that takes no part in it."""
+    member.meet()
+    return {"steps": [], "quiet": [], "layers": []}
 
 
 def all_reduce(member: Member, task: dict[str, Any]) -> dict[str, Any]:

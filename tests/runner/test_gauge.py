@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steelyard.runner.gauge import NOISE_PERCENT, Drift, at_present_speed, gauge_tasks
+from steelyard.runner.gauge import NOISE_PERCENT, Drift, at_present_speed, gauge_tasks, not_gauged
 from steelyard.runner.isolation.room import Room
-from steelyard.runner.launch import LaunchResult, Task
+from steelyard.runner.launch import LaunchResult, Task, run_group
 from steelyard.runner.protocol import DRIFT_PERCENT, Measurement, Subject, contention, launch_tasks
 from steelyard.runner.replay import lanes_of
 from steelyard.runner.resolving import job_of
 from steelyard.runner.worker.member import Member
 from steelyard.runner.worker.timing import gauge
-from steelyard.sim.device import Device
+from steelyard.sim.cost import peak_memory_bytes
+from steelyard.sim.device import GIB, Device
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
 
@@ -30,7 +31,7 @@ def work_s(device: Device, size: int) -> float:
 
 def launch_of(scenario: Scenario, factors: list[float], gauges: Sequence[Task] = ()) -> LaunchResult:
     """A launch in which each lane takes so many times as long as its table says, and one block of a plan."""
-    tasks = [*(gauges or gauge_tasks(scenario.cluster))[:1], {"op": "block", "round": 0, "steps": 1, **OF_ONE_STEP}]
+    tasks = [*(gauges or gauge_tasks(scenario))[:1], {"op": "block", "round": 0, "steps": 1, **OF_ONE_STEP}]
     answers = []
     for device, factor in zip(scenario.cluster.devices, factors, strict=True):
         seconds = factor * work_s(device, tasks[0]["micro_batch"])
@@ -100,7 +101,7 @@ def test_a_lane_that_is_not_as_it_was_calibrated_marks_the_runs(tiny_scenario: S
 
 @given(beyond=st.integers(0, 40))
 def test_the_gauge_is_beyond_the_sizes_of_plans(tiny_scenario: Scenario, beyond: int) -> None:
-    tasks = gauge_tasks(tiny_scenario.cluster, beyond=beyond)
+    tasks = gauge_tasks(tiny_scenario, beyond=beyond)
     assert [task["micro_batch"] in (2, 5, 11, 17, 23, 31) for task in tasks] == [True] * (beyond < 31)  # of the tables
     assert all(task["micro_batch"] > beyond for task in tasks)
 
@@ -163,9 +164,62 @@ def test_tables_that_are_far_off_are_not_scaled(tiny_scenario: Scenario, factor:
 
 def test_lanes_without_a_size_in_common_are_not_gauged(tiny_scenario: Scenario) -> None:
     bare = without_profile(tiny_scenario)
-    assert gauge_tasks(bare.cluster) == []
+    assert gauge_tasks(bare) == []
     assert Drift.of(bare, [LaunchResult([], [[], []])]).percent == {}
     assert at_present_speed(asking(bare, 1), lambda tasks: LaunchResult([], [[], []])) == (asking(bare, 1), [])
+
+
+def with_memory(scenario: Scenario, sizes: Sequence[float]) -> Scenario:
+    """The scenario whose lanes have so many bytes."""
+    (node,) = scenario.cluster.nodes
+    devices = [
+        each.model_copy(update={"memory_gib": size / GIB}) for each, size in zip(node.devices, sizes, strict=True)
+    ]
+    cluster = scenario.cluster.model_copy(update={"nodes": [node.model_copy(update={"devices": devices})]})
+    return scenario.model_copy(update={"cluster": cluster})
+
+
+@given(shares=st.lists(st.floats(0.1, 2.0), min_size=2, max_size=2), but=st.sets(st.sampled_from([2, 11, 31])))
+def test_lanes_are_gauged_with_what_fits_and_who_has_no_room_is_named(
+    tiny_scenario: Scenario, shares: list[float], but: set[int]
+) -> None:
+    """Room is reckoned by the plans' own formula, and a gauge holds weights and states once more."""
+    most = peak_memory_bytes(tiny_scenario.workload, 31)
+    scenario = with_memory(tiny_scenario, [share * most for share in shares])
+    tasks, notes = gauge_tasks(scenario, but=but), not_gauged(scenario, but=but)
+    gauged = [scenario.cluster.devices[rank] for task in tasks for rank in task["gauged"]]
+    for device in scenario.cluster.devices:
+        named = any(note.startswith(f"{device.name} is not gauged: ") for note in notes)
+        assert named != (device in gauged)
+    for task in tasks:
+        assert task["micro_batch"] not in but
+        needed = peak_memory_bytes(scenario.workload, task["micro_batch"])
+        assert all(needed < device.memory_bytes for device in gauged)
+
+
+def test_a_lane_without_room_keeps_its_table(tiny_scenario: Scenario) -> None:
+    room = peak_memory_bytes(tiny_scenario.workload, 31)
+    scenario = asking(with_memory(tiny_scenario, [4 * room, room]), 1)
+
+    def run(tasks: Sequence[Task]) -> LaunchResult:
+        assert {tuple(task["gauged"]) for task in tasks} == {(0,)}
+        found = launch_of(scenario, [1.5, 1.5], tasks)
+        return LaunchResult(found.tasks, [found.answers[0], [{"steps": [], "quiet": []}, found.answers[1][1]]])
+
+    found, notes = at_present_speed(scenario, run)
+    assert [device.slowdown for device in found.cluster.devices] == pytest.approx([1.5, 1.0])
+    assert [note.split(" ", 1)[0] for note in notes] == ["sse", "full"]
+    alone = Plan.data_parallel(scenario.workload, {"full": 30})
+    assert Drift.of(scenario, [run(gauge_tasks(scenario, beyond=30))]).factors(alone) == []
+
+
+def test_who_is_not_gauged_waits_meanwhile(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    room = peak_memory_bytes(tiny_scenario.workload, 31)
+    tasks = gauge_tasks(with_memory(tiny_scenario, [room / 100, 4 * room]))
+    job, data = job_of(tiny_scenario.workload, tiny_scenario.training, tmp_path, seed=0)
+    found = run_group(lanes_of(tiny_scenario), tasks, job, timeout_s=30.0, data=data)
+    (names,) = [Drift.of(tiny_scenario, [found]).percent]
+    assert list(names) == ["sse"]
 
 
 def test_training_goes_on_as_if_it_had_not_been_gauged(tiny_scenario: Scenario, tmp_path: Path) -> None:
@@ -177,7 +231,7 @@ def test_training_goes_on_as_if_it_had_not_been_gauged(tiny_scenario: Scenario, 
         member = Member({**job, **alone, "optimizer": "adamw"}, 0, tmp_path)
         found = [member.step([4], 4 * number, None, []) for number in range(3)]
         if gauged:
-            gauge(member, gauge_tasks(tiny_scenario.cluster)[0])
+            gauge(member, gauge_tasks(tiny_scenario)[0])
         return found + [member.step([4], 4 * number, None, []) for number in range(3, 6)]
 
     assert losses(gauged=True) == losses(gauged=False)
