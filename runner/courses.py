@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 from ..results.errors import InputError, WorkerFailedError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval
-from ..results.record import DeviceLedger, PolicyRecord, Recovery, Run, event_frame
+from ..results.record import DeviceLedger, Recovery, Run, digest, event_frame
 from ..results.recovery import recovery
 from ..results.store import write_run
-from ..sim.adaptive import at_its_best
+from ..sim.adaptive import at_its_best, run_courses
 from ..sim.bounds import work_bound_s
 from ..sim.disturbances import factors_at, slowed
-from ..sim.engine import simulate
+from ..sim.engine import record_courses
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.summary import summarise
@@ -38,6 +38,7 @@ from .replay import (
     prove_entries,
     provenance,
     seal,
+    sizes_in,
     split_bound_s,
     study_name,
     unused_label,
@@ -106,9 +107,9 @@ def replay_courses(
 ) -> Study:
     """Predict, then run, what policies do while lanes slow down: ``replay.launches`` runs of ``sampling.steps`` each.
 
-    What the policies do in simulation says which micro-batch sizes are held out of the calibration, and which plans are
-    proven beforehand; those that they come to only in reality are named in the record. The policy predicted to be
-    fastest is followed a second time as if it were another: its A/A twin.
+    No plan's steps are predicted from a measurement of its own micro-batch sizes. The plans that policies come to in
+    simulation are proven beforehand; those that they come to only in reality are named in the record. The policy
+    predicted to be fastest is followed a second time as if it were another: its A/A twin.
 
     Raises:
         InputError: a disturbance that real lanes cannot have, or a plan that they cannot run, or run wrong.
@@ -119,14 +120,14 @@ def replay_courses(
     lanes_of(scenario)
     named, same = labelled(policies)
     # What cannot be measured is refused before anything runs.
-    hold_out(scenario, expected_entries(scenario, named, seed))
+    for label, policy in named:
+        foretold(scenario, policy, seed, label)
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
     scenario, drifted = gauged(scenario, job, data, report=report)
-    expected, notes = expected_entries(scenario, named, seed), [*notes, *drifted, *same]
-    folder = runs / study_name(scenario, seed)
-    contenders, sealed = predict_courses(scenario, hold_out(scenario, expected), named, folder, seed=seed, notes=notes)
+    folder, notes = runs / study_name(scenario, seed), [*notes, *drifted, *same]
+    contenders, sealed = predict_courses(scenario, named, folder, seed=seed, notes=notes)
     report(f"{len(contenders)} runs predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
-    distinct = {entry.plan.sha256: entry for entry in expected}
+    distinct = {entry.plan.sha256: entry for each in contenders for entry in entries_of(each)}
     proven, failed = prove_entries(scenario, list(distinct.values()), job, data, report=report)
     if failed:  # a policy comes to its plans under way: none of them can be left out
         raise InputError("plans", "; ".join(failed), "report it: the runtime is wrong")
@@ -239,33 +240,55 @@ def assembled_courses(begun: dict[str, Any], complete: Sequence[dict[str, Any]],
     return measured_courses(scenario, contenders, followed, measurement, begun)
 
 
-def entries_of(run: Run, record: PolicyRecord) -> list[Entry]:
-    """The plans that a simulated run went through."""
+def entries_of(contender: Contender) -> list[Entry]:
+    """The plans that its simulated run went through."""
+    run, record = contender.prediction, contender.prediction.manifest.policy
     plans = [Plan.parse(each["plan"]) for each in run.decisions if each["changed"]] or [Plan.parse(run.plan)]
     return [Entry(record.label(), record, plan) for plan in plans]
 
 
-def expected_entries(scenario: Scenario, named: Sequence[tuple[str, Policy]], seed: int) -> list[Entry]:
-    """The plans that policies come to in simulation."""
-    return [
-        entry for _, policy in named for entry in entries_of(simulate(scenario, policy, seed=seed), describe(policy))
-    ]
+def foretold(scenario: Scenario, policy: Policy, seed: int, label: str) -> Run:
+    """A policy's run in simulation, each plan's steps from tables without that plan's own micro-batch sizes.
+
+    The policy sees all tables, as it does in the real run: to hold out what it came to with other tables would leave
+    in whatever it comes to without these. The record says which sizes each plan's steps knew nothing of.
+
+    Raises:
+        InputError: too few calibrated sizes are left of a lane beside those of a plan that it comes to.
+    """
+    reduced: dict[frozenset[int], Scenario] = {}
+
+    def tables(plan: Plan) -> Scenario:
+        sizes = frozenset(sizes_in([plan]))
+        if sizes not in reduced:
+            reduced[sizes] = hold_out(scenario, [plan])
+        return reduced[sizes]
+
+    courses = run_courses(scenario, policy, seed=seed, launches=scenario.sampling.launches, tables=tables)
+    run = record_courses(scenario, policy, courses, seed=seed, label=label)
+    own = {plan.sha256: sorted(sizes_in([plan])) for course in courses for plan, _, _ in course.plans}
+    update = {"run_id": digest([run.manifest.run_id, own])[:16], "provenance": {"held_out_sizes": own}}
+    return replace(run, manifest=run.manifest.model_copy(update=update))
 
 
 def predict_courses(
     scenario: Scenario,
-    reduced: Scenario,
     named: Sequence[tuple[str, Policy]],
     folder: Path,
     *,
     seed: int,
     notes: Sequence[str],
 ) -> tuple[list[Contender], str]:
-    """Simulate each policy's run and write the predictions, with their digest, to disk; none has run yet."""
+    """Simulate each policy's run and write the predictions, with their digest, to disk; none has run yet.
+
+    Raises:
+        InputError: as :func:`foretold`.
+    """
     found, lines = [], []
     for number, (label, policy) in enumerate(named):
-        run = simulate(reduced, policy, seed=seed, label=label)
-        manifest = run.manifest.model_copy(update={"notes": list(notes), "provenance": provenance(scenario)})
+        run = foretold(scenario, policy, seed, label)
+        told = {"notes": list(notes), "provenance": {**provenance(scenario), **run.manifest.provenance}}
+        manifest = run.manifest.model_copy(update=told)
         summary = run.summary.model_copy(update={"recovery": recovered(scenario, step_times(run.events))})
         run = replace(run, manifest=manifest, summary=summary)
         write_run(run, folder / run_folder(number, label, "predicted"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -135,7 +135,7 @@ def replay(
     if (watcher := watcher_of(tick)) is not None:
         watcher.plans([Planned(each.label, scenario.workload.global_batch, each.predicted_s) for each in entries])
     launches = Launches(told.folder)
-    notes = [*told.notes, *failed, *not_gauged(scenario, but=sizes_in(entries))]
+    notes = [*told.notes, *failed, *not_gauged(scenario, but=sizes_in(plans_of(entries)))]
     with launches.measuring(begun_of(scenario, entries, seed, told.sealed, notes)):
         measurement = measure(
             scenario,
@@ -246,7 +246,7 @@ def prepared(scenario: Scenario, policies: Sequence[Policy], runs: Path) -> tupl
     Raises:
         InputError: torch cannot run a plan, or too few calibrated sizes are left.
     """
-    hold_out(scenario, distinct_entries(scenario, policies)[0])
+    hold_out(scenario, plans_of(distinct_entries(scenario, policies)[0]))
     return job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
 
 
@@ -277,9 +277,9 @@ def foretell(
     present, drifted = gauged(scenario, *work, report=report)
     entries, same = distinct_entries(present, policies)
     # Of the lanes' present speed the weaker fidelities know nothing: it was gauged with the model.
-    weaker, missing = others(scenario, [entry.plan for entry in entries], runs)
+    weaker, missing = others(scenario, plans_of(entries), runs)
     folder, told = runs / study_name(scenario, seed), [*notes, *drifted, *same, *missing]
-    entries, sealed = predict(hold_out(present, entries), entries, folder, seed, told, weaker=weaker)
+    entries, sealed = predict(hold_out(present, plans_of(entries)), entries, folder, seed, told, weaker=weaker)
     report(f"{len(entries)} plans predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     return Foretold(present, folder, entries, sealed, told)
 
@@ -343,7 +343,7 @@ def subjects_of(scenario: Scenario, entries: Sequence[Entry]) -> list[Subject]:
     """What the workers are told of each plan, and how long a step of it is expected to take."""
     names = [device.name for device in scenario.cluster.devices]
     return [
-        Subject(entry.division(scenario.workload, names), entry.predicted_s, sorted(sizes_in([entry])))
+        Subject(entry.division(scenario.workload, names), entry.predicted_s, sorted(sizes_in([entry.plan])))
         for entry in entries
     ]
 
@@ -402,13 +402,13 @@ def unused_label(label: str, used: set[str]) -> str:
     return label if label not in used else next(each for each in numbered if each not in used)
 
 
-def hold_out(scenario: Scenario, entries: Sequence[Entry]) -> Scenario:
-    """The scenario without the calibrated points of any micro-batch size that a plan uses.
+def hold_out(scenario: Scenario, plans: Iterable[Plan]) -> Scenario:
+    """The scenario without the calibrated points of any micro-batch size that one of some plans uses.
 
     Raises:
         InputError: fewer than three points of a device are left.
     """
-    sizes = sizes_in(entries)
+    sizes = sizes_in(plans)
 
     def reduce(device: Any) -> Any:
         if device.profile is None:
@@ -429,9 +429,14 @@ def hold_out(scenario: Scenario, entries: Sequence[Entry]) -> Scenario:
     return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
 
 
-def sizes_in(entries: Sequence[Entry]) -> set[int]:
+def plans_of(entries: Iterable[Entry]) -> list[Plan]:
+    """The plans of some entries."""
+    return [entry.plan for entry in entries]
+
+
+def sizes_in(plans: Iterable[Plan]) -> set[int]:
     """The sizes of the micro-batches that some plans use."""
-    return {size for entry in entries for pipeline in entry.plan.pipelines for size in pipeline.micro_batches}
+    return {size for plan in plans for pipeline in plan.pipelines for size in pipeline.micro_batches}
 
 
 def layers_without(device: Device, sizes: set[int]) -> LayerProfile | None:

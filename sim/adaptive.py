@@ -9,7 +9,7 @@ that is lost takes the step under way with it; whatever the policy, it is then a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ WAITING = ("wait", "bubble", "input")
 WORKING = ("forward", "backward", "optimizer")
 Step = dict[str, Any]
 """An entry of :attr:`.view.View.history`."""
+Tables = Callable[[Plan], Scenario]
+"""The scenario with the tables that a plan's steps are taken from."""
 
 
 @dataclass(slots=True)
@@ -85,25 +87,39 @@ def decision(
     }
 
 
-def run_courses(scenario: Scenario, policy: Policy, *, seed: int, launches: int) -> list[Course]:
+def run_courses(
+    scenario: Scenario, policy: Policy, *, seed: int, launches: int, tables: Tables | None = None
+) -> list[Course]:
     """Simulate whole runs of ``sampling.steps`` steps; without noise all would be the same, so it is one.
+
+    Args:
+        scenario: what the policy sees, and what happens.
+        policy: asked at the start, and at rebalance points where it is adaptive.
+        seed: of the noise.
+        launches: how many runs.
+        tables: what each plan's steps are taken from, where it is not the scenario for all of them.
 
     Raises:
         Infeasible: the policy has no plan, at the start or for the devices that are left after a loss.
         PlanError: one of its plans breaks a rule: a lost device in it, for example.
     """
-    first = _Run(scenario, policy, seed, 0, launches)
+    first = _Run(scenario, policy, seed, 0, launches, tables=tables)
     courses = [first.run()]
     if any(noisy(scenario, plan) for plan, _, _ in courses[0].plans):
-        courses += [_Run(scenario, policy, seed, number, launches).run() for number in range(1, launches)]
+        courses += [
+            _Run(scenario, policy, seed, number, launches, tables=tables).run() for number in range(1, launches)
+        ]
     return courses
 
 
 class _Run:
     """One launch under way: how far it is, and what is known of it."""
 
-    def __init__(self, scenario: Scenario, policy: Policy, seed: int, number: int, launches: int) -> None:
+    def __init__(
+        self, scenario: Scenario, policy: Policy, seed: int, number: int, launches: int, *, tables: Tables | None
+    ) -> None:
         self.scenario = scenario
+        self.tables: Tables = tables if tables is not None else lambda plan: scenario
         self.policy = policy
         self.seed = seed
         self.number = number
@@ -140,7 +156,7 @@ class _Run:
             problem = f"is {plan.sync_every}: a run with [rebalance] or disturbances does not simulate local SGD yet"
             raise PlanError("sync_every", problem, "use 1")
         if plan.sha256 not in self.programs:
-            program = compile_plan(self.scenario, plan, apart=True)
+            program = compile_plan(self.tables(plan), plan, apart=True)
             check_size(program, self.launches, self.total)
             noise = draw_noise(self.scenario, program, steps=self.total, launches=self.launches, seed=self.seed)
             self.programs[plan.sha256] = program, noise[min(self.number, len(noise) - 1)]

@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from steelyard.policies import make_policy
 from steelyard.results.compare import compare
 from steelyard.results.errors import InputError
 from steelyard.results.store import find_runs, read_run
 from steelyard.runner.course import Course, refuse_disturbances, run_course
+from steelyard.runner.courses import foretold
 from steelyard.runner.live import Planned, Task
 from steelyard.runner.replay import lanes_of, replay
 from steelyard.runner.resolving import job_of
 from steelyard.runner.unfinished import recover
+from steelyard.sim.device import Device
 from steelyard.sim.disturbances import Disturbance, Rebalance, refuse_events
 from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Plan
@@ -140,6 +144,85 @@ def test_a_plan_that_torch_cannot_run_changes_nothing_and_the_decision_says_why(
     assert course.changes_left == left
     assert not course.decisions[-1]["changed"]
     assert course.decisions[-1]["refused"].startswith("pipelines.0.micro_batches")
+
+
+def with_points(scenario: Scenario, sizes: set[int], factor: float) -> Scenario:
+    """The scenario whose lanes were measured to take so many times as long at some sizes."""
+
+    def other(device: Device) -> Device:
+        assert device.profile is not None
+        points = [
+            each.model_copy(update={"forward_s": factor * each.forward_s, "backward_s": factor * each.backward_s})
+            if each.micro_batch in sizes
+            else each
+            for each in device.profile.points
+        ]
+        return device.model_copy(update={"profile": device.profile.model_copy(update={"points": points})})
+
+    (node,) = scenario.cluster.nodes
+    nodes = [node.model_copy(update={"devices": [other(device) for device in node.devices]})]
+    return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+
+
+def spans(scenario: Scenario, policy: Policy) -> dict[int, float]:
+    """Median predicted seconds of the whole of each step's passes."""
+    events = foretold(scenario, policy, 0, "it").events
+    work = events[events["kind"].isin(["forward", "backward"])]
+    spent = (work["end_s"] - work["start_s"]).groupby([work["step"], work["launch"]]).sum()
+    return {int(step): float(each.median()) for step, each in spent.groupby(level=0)}
+
+
+@given(factor=st.floats(0.5, 2.0).filter(lambda factor: abs(factor - 1) > 0.1))
+@settings(max_examples=5)
+def test_no_step_is_predicted_from_its_own_sizes(changing: Callable[..., Scenario], factor: float) -> None:
+    """The fifth plan, 11 + 19, is as before whatever was measured at 11; others are not, whose sizes are beside it."""
+    scenario = changing("sgd")
+    before, after = (spans(each, Scripted()) for each in (scenario, with_points(scenario, {11}, factor)))
+    last = range(4 * EVERY, 5 * EVERY)
+    assert [after[step] for step in last] == pytest.approx([before[step] for step in last])
+    assert after[0] != pytest.approx(before[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """Gives the first lane as many samples as it was measured to do at once: what it sees decides its plan."""
+
+    name: ClassVar[str] = "looking"
+    size: int
+
+    def allocate(self, view: View) -> Plan:
+        profile = view.cluster.by_name["full"].profile
+        assert profile is not None
+        known = self.size in {point.micro_batch for point in profile.points}
+        return view.plan([self.size if known else self.size + 1, 30 - self.size - (not known)])
+
+
+@pytest.mark.parametrize("size", [5, 11, 17, 23])
+def test_a_policy_sees_in_simulation_what_it_sees_in_reality(changing: Callable[..., Scenario], size: int) -> None:
+    """It comes to a size because that was measured, and the measurement is then held out of what predicts it."""
+    scenario = changing("sgd")
+    run = foretold(scenario, Looking(size=size), 0, "it")
+    course = Course(scenario, Looking(size=size))
+    course.begin()
+    plan = course.plans[0][1]
+    assert Plan.parse(run.plan).sha256 == plan.sha256
+    assert run.manifest.provenance["held_out_sizes"] == {plan.sha256: sorted({size, 30 - size})}
+
+
+def test_too_few_other_sizes_are_refused(changing: Callable[..., Scenario]) -> None:
+    whole = changing("sgd")
+
+    def only(device: Device) -> Device:
+        assert device.profile is not None
+        points = [each for each in device.profile.points if each.micro_batch in (2, 11, 31)]
+        return device.model_copy(update={"profile": device.profile.model_copy(update={"points": points})})
+
+    (node,) = whole.cluster.nodes
+    nodes = [node.model_copy(update={"devices": [only(device) for device in node.devices]})]
+    scenario = whole.model_copy(update={"cluster": whole.cluster.model_copy(update={"nodes": nodes})})
+    foretold(scenario, Steady(), 0, "it")
+    with pytest.raises(InputError, match="calibration of full"):
+        foretold(scenario, Scripted(), 0, "it")
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from steelyard.runner.operators import (
     tables_path,
     write_tables,
 )
-from steelyard.runner.replay import distinct_entries, hold_out, predict
+from steelyard.runner.replay import distinct_entries, hold_out, plans_of, predict
 from steelyard.sim.operators import OperatorTable
 from steelyard.sim.spec import Scenario
 
@@ -62,7 +62,7 @@ def test_all_three_fidelities_are_sealed_before_anything_runs(
     weaker, missing = others(tiny_scenario, [entry.plan for entry in entries], tmp_path)
     assert missing == []
     folder = tmp_path / "study"
-    predicted, sealed = predict(hold_out(tiny_scenario, entries), entries, folder, 0, [], weaker=weaker)
+    predicted, sealed = predict(hold_out(tiny_scenario, plans_of(entries)), entries, folder, 0, [], weaker=weaker)
     document = json.loads((folder / "predictions.json").read_text())
     assert document["sha256"] == sealed == digest(document["predictions"])
     told = document["predictions"][0]["fidelities"]

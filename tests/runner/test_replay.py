@@ -32,6 +32,7 @@ from steelyard.runner.replay import (
     distinct_entries,
     hold_out,
     lanes_of,
+    plans_of,
     predict,
     replay,
     twins,
@@ -88,7 +89,7 @@ def test_sizes_of_the_plans_are_held_out_of_every_lane(tiny_scenario: Scenario) 
     entries, _ = distinct_entries(tiny_scenario, policies_of(tiny_scenario))
     used = {size for entry in entries for pipeline in entry.plan.pipelines for size in pipeline.micro_batches}
     for before, after in zip(
-        tiny_scenario.cluster.devices, hold_out(tiny_scenario, entries).cluster.devices, strict=True
+        tiny_scenario.cluster.devices, hold_out(tiny_scenario, plans_of(entries)).cluster.devices, strict=True
     ):
         assert before.profile is not None
         assert after.profile is not None
@@ -121,7 +122,7 @@ def test_an_invalid_plan_is_refused_before_anything_is_written(tiny_scenario: Sc
 
 def predicted_entries(scenario: Scenario, folder: Path) -> tuple[list[Entry], str]:
     entries, _ = distinct_entries(scenario, policies_of(scenario))
-    return predict(hold_out(scenario, entries), entries, folder, 3, [])
+    return predict(hold_out(scenario, plans_of(entries)), entries, folder, 3, [])
 
 
 def test_prediction_file_seals_itself(tiny_scenario: Scenario, tmp_path: Path) -> None:
