@@ -25,7 +25,7 @@ from .metrics import (
     regret_percent,
 )
 from .record import SCHEMA_VERSION, Record, Run, digest
-from .recovery import adapted
+from .recovery import WITHIN_STEPS, launches_kept
 from .steadied import Steadied, steadied, steadied_launches
 
 BASELINE_POLICY = "uniform"
@@ -83,8 +83,10 @@ class PlanRow(Record):
     steadied_error_percent: float | None = None
     """The same with the drift of the lanes since the predictions divided out of each launch; None: not gauged."""
     regained_percent: float | None = None
-    """Of a policy that changed its plan after a slowdown: the share of the then best throughput that it came to."""
+    """Of a policy that was asked again after a slowdown: the share of the then best throughput that it came to."""
     regained_predicted_percent: float | None = None
+    kept_plan_launches: int | None = None
+    """Launches in which such a policy changed nothing; what it regained is then what its old plan has."""
     twin_of: str | None = None
     """Label of the plan of which this is the A/A repetition; such a row enters no metric but the noise floor."""
     busy: bool = False
@@ -152,7 +154,7 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
     if not own:
         raise InputError("runs", "hold an A/A twin alone", "give the whole folder of the replay")
     notes = list(dict.fromkeys(note for run in runs if run.manifest.kind == "measured" for note in run.manifest.notes))
-    notes += _in_sample(own)
+    notes += [*_in_sample(own), *_kept(own)]
     floor = noise_floor_percent(pairs, notes)
     picked = min(own, key=lambda pair: (pair.predicted_s, pair.row.label))
     best = min(own, key=lambda pair: (pair.measured_s, pair.row.label))
@@ -260,12 +262,27 @@ def _pair(prediction: Run, run: Run, seed: int) -> Pair:
     return Pair(row=row.model_copy(update=update), launches=launches, steadied=steady)
 
 
-def _regained(prediction: Run, run: Run) -> dict[str, float]:
-    """What a run regained, and was to regain, where its policy changed the plan under way."""
-    foreseen, found = prediction.summary.recovery, run.summary.recovery
-    if foreseen is None or found is None or not adapted(run):
+def _regained(prediction: Run, run: Run) -> dict[str, Any]:
+    """What a run regained, and was to regain, where its policy could change the plan under way."""
+    foreseen, found, kept = prediction.summary.recovery, run.summary.recovery, launches_kept(run)
+    if foreseen is None or found is None or kept is None:
         return {}
-    return {"regained_percent": found.share_percent, "regained_predicted_percent": foreseen.share_percent}
+    return {
+        "regained_percent": found.share_percent,
+        "regained_predicted_percent": foreseen.share_percent,
+        "kept_plan_launches": kept,
+    }
+
+
+def _kept(pairs: Sequence[Pair]) -> list[str]:
+    """A note on every policy that was asked after a slowdown and changed nothing."""
+    return [
+        f"{pair.row.label} was asked and kept its plan in {pair.row.kept_plan_launches} of {len(pair.launches)} "
+        f"launches: from step {WITHIN_STEPS} after the slowdown it has {pair.row.regained_percent:.0f} % of the "
+        "throughput that is possible then"
+        for pair in pairs
+        if pair.row.kept_plan_launches
+    ]
 
 
 def _in_sample(pairs: Sequence[Pair]) -> list[str]:

@@ -77,9 +77,12 @@ class Pooled(Agreement):
     """Mean absolute error of each fidelity over the plans that it predicted."""
     worst_regret_percent: float | None
     least_regained_percent: float | None = None
-    """Over policies that changed their plan after a slowdown: the least share of the then best throughput."""
+    """Over policies that were asked after a slowdown, also where they kept their plan: the least share of the then best
+    throughput."""
     worst_regained_error_percent: float | None = None
     """How far the predicted shares are from the measured ones, at most."""
+    kept_plans: int = 0
+    """How many of these policies kept their plan in some launch."""
 
 
 class Criterion(Record):
@@ -229,13 +232,14 @@ def _ranking(cases: Sequence[CaseResult]) -> dict[str, Any]:
     return {"kendall_tau": score / judged if judged else None, "kendall_pairs": judged, "kendall_pairs_total": total}
 
 
-def _regained(rows: Sequence[PlanRow]) -> dict[str, float | None]:
+def _regained(rows: Sequence[PlanRow]) -> dict[str, Any]:
     pairs = [(row.regained_predicted_percent, row.regained_percent) for row in rows]
     known = [(foreseen, found) for foreseen, found in pairs if foreseen is not None and found is not None]
     errors = [abs(100 * (foreseen / found - 1)) for foreseen, found in known]
     return {
         "least_regained_percent": min((found for _, found in known), default=None),
         "worst_regained_error_percent": max(errors, default=None),
+        "kept_plans": sum(bool(row.kept_plan_launches) for row in rows),
     }
 
 

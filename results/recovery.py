@@ -27,6 +27,11 @@ def recovery(times: Launches, last_change: int, optimum_s: float) -> Recovery | 
     return Recovery(last_change=last_change, optimum_s=optimum_s, step_s=step_s, share_percent=100 * optimum_s / step_s)
 
 
-def adapted(run: Run) -> bool:
-    """Whether a run's policy changed its plan under way."""
-    return any(each["changed"] and each["step"] > 0 for each in run.decisions)
+def launches_kept(run: Run) -> int | None:
+    """In how many launches a run's policy was asked under way and kept its plan; None: it was never asked.
+
+    A policy that is not asked can do nothing about a slowdown; one that is, and keeps its plan, is judged by that.
+    """
+    asked = [each for each in run.decisions if each["step"] > 0]
+    changed = {each["launch"] for each in asked if each["changed"]}
+    return len({each["launch"] for each in asked} - changed) if asked else None

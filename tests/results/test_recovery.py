@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from steelyard.results.compare import compare
 from steelyard.results.pooled import CaseResult, Observation, pool
 from steelyard.results.record import Recovery, Run
-from steelyard.results.recovery import WITHIN_STEPS, adapted, recovery
+from steelyard.results.recovery import WITHIN_STEPS, launches_kept, recovery
 
 SEEN = [Observation(inside=True, width_percent=1.0)]
 
@@ -29,29 +30,50 @@ def test_a_run_that_ends_before_is_not_judged() -> None:
     assert recovery({0: [1.0] * 30}, 31 - WITHIN_STEPS, 1.0) is None
 
 
-def with_recovery(run: Run, share: float, *, changed_at: int | None) -> Run:
+def with_recovery(run: Run, share: float, *, asked: Sequence[tuple[int, int, bool]] = ()) -> Run:
+    """The run with what it regained, and its decisions: launch, step, and whether the plan changed."""
     found = Recovery(last_change=5, optimum_s=share / 100, step_s=1.0, share_percent=share)
-    decisions: list[dict[str, Any]] = [] if changed_at is None else [{"changed": True, "step": changed_at}]
+    decisions: list[dict[str, Any]] = [
+        {"launch": launch, "step": step, "changed": changed} for launch, step, changed in [(0, 0, True), *asked]
+    ]
     return dataclasses.replace(run, summary=run.summary.model_copy(update={"recovery": found}), decisions=decisions)
 
 
-def test_only_plans_that_changed_under_way_are_judged(study: list[Run]) -> None:
-    """The first measured plan changes nothing, the second one at its start, the third one in step 7."""
+ASKED = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 30), st.booleans()), max_size=12)
+
+
+@given(asked=ASKED)
+def test_a_launch_counts_as_kept_where_no_answer_changed_anything(study: list[Run], asked: list[Any]) -> None:
+    run = with_recovery(study[0], 80.0, asked=asked)
+    launches = {launch for launch, _, _ in asked}
+    kept = {launch for launch in launches if not any(changed for other, _, changed in asked if other == launch)}
+    assert launches_kept(run) == (len(kept) if asked else None)
+
+
+def test_whoever_was_asked_is_judged_also_where_it_kept_its_plan(study: list[Run]) -> None:
+    """The first measured plan was never asked, the second one kept its plan, the third changed it in step 7."""
     measured = [run for run in study if run.manifest.kind == "measured" and run.manifest.twin_of is None][:3]
     predictions = {run.manifest.run_id: run for run in study}
+    answers: list[list[tuple[int, int, bool]]] = [[], [(0, 7, False), (1, 7, False)], [(0, 7, True)]]
+    shares = [50.0, 60.0, 80.0]
     runs = []
-    for run, changed_at in zip(measured, (None, 0, 7), strict=True):
+    for run, asked, share in zip(measured, answers, shares, strict=True):
         assert run.manifest.predicted_run_id is not None
-        runs.append(with_recovery(predictions[run.manifest.predicted_run_id], 88.0, changed_at=None))
-        runs.append(with_recovery(run, 80.0, changed_at=changed_at))
-    assert [adapted(run) for run in runs if run.manifest.kind == "measured"] == [False, False, True]
+        runs.append(with_recovery(predictions[run.manifest.predicted_run_id], 88.0))
+        runs.append(with_recovery(run, share, asked=asked))
     comparison = compare(runs)
     rows = {row.label: row for row in comparison.plans}
-    assert [rows[run.manifest.label].regained_percent for run in measured] == [None, None, 80.0]
-    assert rows[measured[2].manifest.label].regained_predicted_percent == 88.0
-    found = pool([CaseResult(name="one", family="bert", lanes=2, comparison=comparison, observations=SEEN)])
-    assert found.least_regained_percent == 80.0
-    assert found.worst_regained_error_percent == pytest.approx(10.0)
+    found = [rows[run.manifest.label] for run in measured]
+    assert [row.regained_percent for row in found] == [None, 60.0, 80.0]
+    assert [row.kept_plan_launches for row in found] == [None, 2, 0]
+    assert found[2].regained_predicted_percent == 88.0
+    (note,) = [note for note in comparison.notes if "kept its plan" in note]
+    assert note.startswith(f"{found[1].label} was asked and kept its plan in 2 of ")
+    assert "60 %" in note
+    pooled = pool([CaseResult(name="one", family="bert", lanes=2, comparison=comparison, observations=SEEN)])
+    assert pooled.least_regained_percent == 60.0
+    assert pooled.worst_regained_error_percent == pytest.approx(100 * (88 / 60 - 1))
+    assert pooled.kept_plans == 1
 
 
 def test_without_slowdowns_there_is_nothing_to_regain(study: list[Run]) -> None:
