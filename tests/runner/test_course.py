@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from steelyard.policies import make_policy
 from steelyard.results.compare import compare
 from steelyard.results.errors import InputError
@@ -172,11 +170,10 @@ def spans(scenario: Scenario, policy: Policy) -> dict[int, float]:
     return {int(step): float(each.median()) for step, each in spent.groupby(level=0)}
 
 
-@given(factor=st.floats(0.5, 2.0).filter(lambda factor: abs(factor - 1) > 0.1))
-@settings(max_examples=5)
+@pytest.mark.parametrize("factor", [0.8, 1.5])
 def test_no_step_is_predicted_from_its_own_sizes(changing: Callable[..., Scenario], factor: float) -> None:
     """The fifth plan, 11 + 19, is as before whatever was measured at 11; others are not, whose sizes are beside it."""
-    scenario = changing("sgd")
+    scenario = changing("adamw")  # which the tables are of
     before, after = (spans(each, Scripted()) for each in (scenario, with_points(scenario, {11}, factor)))
     last = range(4 * EVERY, 5 * EVERY)
     assert [after[step] for step in last] == pytest.approx([before[step] for step in last])

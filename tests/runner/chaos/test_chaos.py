@@ -210,7 +210,7 @@ def test_disturbances_are_refused_before_the_lanes_are_asked_for(
     words = ["chaos", str(tiny_folder / "tiny.toml"), "--set", slower, "--runs", str(tiny_folder / "runs")]
     assert run(words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("steelyard: disturbances: is simulated and replayed only; ")
+    assert line.startswith("steelyard: disturbances: is simulated and replayed only (")
     assert not (tiny_folder / "runs").exists()
 
 
