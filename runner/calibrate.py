@@ -10,10 +10,21 @@ from typing import Any
 
 from ..results.errors import InputError
 from ..sim.checking import validate
-from ..sim.device import Cluster, CollectiveKind, CollectivePoint, CollectiveTable, Device, Lane, Profile, ProfilePoint
+from ..sim.device import (
+    Cluster,
+    CollectiveKind,
+    CollectivePoint,
+    CollectiveTable,
+    Device,
+    Lane,
+    LayerProfile,
+    Profile,
+    ProfilePoint,
+)
 from ..sim.noise import stream
 from ..sim.spec import Calibrating, Replay, Training
 from ..sim.workload import Workload
+from .blocks import quiet_steps, spent_s, step_blocks
 from .calibrations import (
     Calibration,
     calibration_path,
@@ -27,9 +38,10 @@ from .devices import NamedLane, Offer, default_lanes
 from .hosts.machines import further_lanes, study_fingerprint
 from .isolation.machines import machines
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
-from .layering import build_layer_profile, quiet_only
+from .layering import build_layer_profile
 from .linking import REPEATS, build_messages, groups_of, message_tasks
 from .resolving import job_of, workload_of
+from .staging import stage_pass, staging_tasks
 from .waking import waking_points, waking_tasks
 
 START_S = 8.0
@@ -198,7 +210,7 @@ def build_cluster(
                 source={"peak_tflops": "measured", "memory_bandwidth_gb_per_s": "measured", "memory_gib": "measured"},
                 lane=unnamed(lane),
                 profile=(profile := build_profile(workload, results, rank)),
-                layer_profile=build_layer_profile(workload, results, rank, profile),
+                layer_profile=_layer_profile(workload, results, rank, profile),
             )
         )
     collectives = [build_collective(workload, lanes, results, ranks) for ranks in groups_of(len(lanes))]
@@ -238,6 +250,7 @@ def build_profile(workload: Workload, results: Sequence[LaunchResult], rank: int
         workload=workload.key,
         points=points,
         optimizer_s=median(_optimizer_s(launch, rank) for launch in results),
+        rest_s=median(_rest_s(launch, rank) for launch in results),
         step_residuals=thin(residuals),
         launch_residuals=launch_offsets(offsets),
         waking=waking_points(results, rank),
@@ -303,6 +316,13 @@ def thin(residuals: Sequence[float]) -> list[float]:
 # ---- inner parts ----
 
 
+def _layer_profile(
+    workload: Workload, results: Sequence[LaunchResult], rank: int, profile: Profile
+) -> LayerProfile | None:
+    found = build_layer_profile(workload, results, rank, profile)
+    return found and found.model_copy(update={"stage_pass": stage_pass(results, rank, found)})
+
+
 def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibrating, launch: int) -> list[Task]:
     """One launch's tasks: every size and every collective in each round, shuffled."""
     shuffle = random.Random(int(stream(launch, "calibrate").integers(2**32)))  # noqa: S311 - an order, not a secret
@@ -323,7 +343,7 @@ def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibra
             for size in collective_sizes(workload)
             if lanes > 1
         ]
-        own += message_tasks(workload, lanes)
+        own += message_tasks(workload, lanes) + staging_tasks(workload, sizes, lanes)
         if number == 0:
             own += waking_tasks(sizes, lanes)
         shuffle.shuffle(own)
@@ -340,28 +360,22 @@ def collective_sizes(workload: Workload) -> list[int]:
     return [size for size in sizes if size != workload.gradient_bytes] + [sizes[-1] * 2]
 
 
-def step_blocks(launch: LaunchResult, rank: int, op: str = "profile") -> list[tuple[int, list[tuple[float, float]]]]:
-    """Size, and forward and backward seconds of each step that counts, of a rank's blocks in the order measured."""
-    return [
-        (task["micro_batch"], [(_spent(step, "forward"), _spent(step, "backward")) for step in _quiet(answer)])
-        for task, answer in launch.of(op, rank)
-    ]
-
-
-def _quiet(answer: Task) -> list[Any]:
-    """The steps that nothing disturbed, where they are enough to go by; else all, and the calibration says how many."""
-    return quiet_only(answer, answer["steps"])
-
-
 def _optimizer_s(launch: LaunchResult, rank: int) -> float:
     """Median over blocks, of all sizes alike: the larger one is, the less of the states a cache still holds."""
-    blocks = [[_spent(step, "optimizer") for step in _quiet(answer)] for _, answer in launch.of("profile", rank)]
+    blocks = [[spent_s(step, "optimizer") for step in quiet_steps(answer)] for _, answer in launch.of("profile", rank)]
     return median(median(own) for own in blocks)
 
 
-def _spent(step: Sequence[Sequence[Any]], kind: str) -> float:
-    """Seconds of a kind of segment in a step."""
-    return float(sum(end - start for name, _, start, end, *_ in step if name == kind))
+def _rest_s(launch: LaunchResult, rank: int) -> float:
+    """Seconds of a step that are in no segment: median over blocks of a plan's steps; with one lane, of single ones."""
+    blocks = [answer["steps"] for _, answer in launch.of("block", rank)]
+    blocks = blocks or [answer["steps"] for _, answer in launch.of("profile", rank)]
+    return max(0.0, median(median(map(_between_s, steps, steps[1:])) for steps in blocks if len(steps) > 1))
+
+
+def _between_s(step: Sequence[Sequence[Any]], following: Sequence[Sequence[Any]]) -> float:
+    """From the begin of a step to that of the next, less its segments."""
+    return float(following[0][2] - step[0][2] - sum(end - start for _, _, start, end, *_ in step))
 
 
 def _collective_s(launch: LaunchResult, ranks: Sequence[int], kind: CollectiveKind) -> dict[int, list[float]]:

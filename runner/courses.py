@@ -24,6 +24,7 @@ from ..sim.view import Fixed, Policy, describe
 from .calibrate import Report, Tick
 from .condition import condition, stolen_percent
 from .course import Course, course_rows, refuse_disturbances, run_course
+from .gauge import not_gauged
 from .launch import LaunchResult, Task, require_torch
 from .live import Planned, watcher_of
 from .proof import MOST_GRADIENT_ERROR
@@ -41,6 +42,7 @@ from .replay import (
     sizes_in,
     split_bound_s,
     study_name,
+    tell,
     unused_label,
 )
 from .resolving import job_of
@@ -120,11 +122,11 @@ def replay_courses(
     lanes_of(scenario)
     named, same = labelled(policies)
     # What cannot be measured is refused before anything runs.
-    for label, policy in named:
-        foretold(scenario, policy, seed, label)
+    own = {size for label, policy in named for size in held_out_of(foretold(scenario, policy, seed, label))}
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
-    scenario, drifted = gauged(scenario, job, data, report=report)
-    folder, notes = runs / study_name(scenario, seed), [*notes, *drifted, *same]
+    scenario, drifted = gauged(scenario, job, data, report=report).at_present_speed(but=own)
+    tell(drifted, report)
+    folder, notes = runs / study_name(scenario, seed), [*notes, *drifted, *not_gauged(scenario), *same]
     contenders, sealed = predict_courses(scenario, named, folder, seed=seed, notes=notes)
     report(f"{len(contenders)} runs predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     distinct = {entry.plan.sha256: entry for each in contenders for entry in entries_of(each)}
@@ -269,6 +271,11 @@ def foretold(scenario: Scenario, policy: Policy, seed: int, label: str) -> Run:
     own = {plan.sha256: sorted(sizes_in([plan])) for course in courses for plan, _, _ in course.plans}
     update = {"run_id": digest([run.manifest.run_id, own])[:16], "provenance": {"held_out_sizes": own}}
     return replace(run, manifest=run.manifest.model_copy(update=update))
+
+
+def held_out_of(run: Run) -> set[int]:
+    """The micro-batch sizes of all plans that a simulated run came to."""
+    return {size for sizes in run.manifest.provenance["held_out_sizes"].values() for size in sizes}
 
 
 def predict_courses(

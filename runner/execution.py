@@ -111,12 +111,12 @@ def _refuse_stage(stage: Stage, workload: Workload, path: str) -> None:
     if stage.recompute == "selective":
         raise PlanError(f"{path}.recompute", "is selective: torch recomputes whole modules", "use full or none")
     if stage.recompute == "full":
-        _refuse_family(workload, f"{path}.recompute")
+        refuse_family(workload, f"{path}.recompute")
 
 
 def _refuse_pipeline(plan: Plan, pipeline: Pipeline, workload: Workload, path: str) -> None:
     """What torch.distributed.pipelining (2.13) asks of a pipeline."""
-    _refuse_family(workload, f"{path}.stages")
+    refuse_family(workload, f"{path}.stages")
     sizes, stages = pipeline.micro_batches, len(pipeline.stages)
     if len(set(sizes)) > 1:
         problem = f"are of {len(set(sizes))} sizes: torch's pipelines receive into buffers of one size"
@@ -145,7 +145,12 @@ def _refuse_turns(plan: Plan, pipeline: Pipeline, path: str) -> None:
         raise PlanError(f"{path}.micro_batches", problem, f"use a multiple of {count}")
 
 
-def _refuse_family(workload: Workload, path: str) -> None:
+def refuse_family(workload: Workload, path: str) -> None:
+    """Refuse a model whose layers are not known one by one.
+
+    Raises:
+        PlanError: at the path, with the families that are.
+    """
     config = workload.model.config
     family, task = config.get("model_type"), config.get("task", "sequence-classification")
     if FAMILIES.get(str(family)) != task:

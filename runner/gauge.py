@@ -1,8 +1,9 @@
 """Gauge: how fast the lanes are now, held against the tables that predictions are made from.
 
-Before a replay predicts, and in its launches between the plans, all lanes do steps of one calibrated micro-batch
-size, as at calibration. So the gauge has the model's own mix of work: on one host a small kernel of cached products
-became 5 % slower while the model's steps became 14 % slower.
+Before a replay predicts, and in its launches between the plans, all lanes do steps of the model, as at calibration. So
+the gauge has the model's own mix of work: on one host a small kernel of cached products became 5 % slower while the
+model's steps became 14 % slower. And it has several sizes, each held against what the table is read as: a single one
+tells that point's luck at calibration for the lane's speed (5 % on a quiet host, of the largest size).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cached_property
 from statistics import median
 from typing import Self
 
-from ..sim.cost import peak_memory_bytes
+from ..sim.cost import peak_memory_bytes, profiled_cost
 from ..sim.device import GIB, Device
 from ..sim.disturbances import slowed
 from ..sim.estimate import Estimator
@@ -21,13 +22,15 @@ from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import View
 from ..sim.workload import Workload
-from .calibrate import step_blocks
+from .blocks import step_blocks
 from .launch import LaunchResult, Task
 
 SECONDS = 0.3
 LEAST_STEPS = 3
-BLOCKS = 6
-"""In each of the launches that a replay gauges before it predicts anything."""
+ROUNDS = 2
+"""Over all sizes, in each of the launches that a replay gauges before it predicts anything."""
+PLACES = (0.25, 0.5, 0.75, 1.0)
+"""Of the sizes to gauge at among the calibrated ones. Not the smallest: their time is not that of the products."""
 NOISE_PERCENT = 3.0
 """A lane within this of its table runs as it did at calibration, as far as so few launches can tell."""
 MOST_FACTOR = 2.0
@@ -36,34 +39,36 @@ PLANS_PER_GAUGE = 3
 """Blocks of plans from one gauge to the next: a neighbour of the host comes and goes within seconds."""
 
 
-def gauge_tasks(scenario: Scenario, *, beyond: int = 0, but: Collection[int] = ()) -> list[Task]:
-    """The task that gauges all lanes at once, at the middle of the calibrated sizes that they have in common.
+def gauge_tasks(scenario: Scenario, *, but: Collection[int] = ()) -> list[Task]:
+    """The tasks that gauge all lanes at once, one per size, at some of the calibrated sizes that they have in common.
 
     A lane whose memory has no room for a step of the whole model at any of its sizes is left out: it waits meanwhile.
 
     Args:
         scenario: of lanes with tables.
-        beyond: only larger sizes will do.
         but: sizes that will not do.
 
     Returns:
         No task where no size is left.
     """
-    fitting = [_fitting(scenario, device, beyond, but) for device in scenario.cluster.devices]
+    fitting = [_fitting(scenario, device, but) for device in scenario.cluster.devices]
     ranks = [rank for rank, sizes in enumerate(fitting) if sizes]
     common = sorted(set[int].intersection(*(set(fitting[rank]) for rank in ranks))) if ranks else []
     if not common:
         return []
-    middle = common[len(common) // 2]
-    return [{"op": "gauge", "micro_batch": middle, "seconds": SECONDS, "least": LEAST_STEPS, "gauged": ranks}]
+    sizes = dict.fromkeys(common[round(place * (len(common) - 1))] for place in PLACES)
+    return [
+        {"op": "gauge", "micro_batch": size, "seconds": SECONDS, "least": LEAST_STEPS, "gauged": ranks}
+        for size in sizes
+    ]
 
 
-def not_gauged(scenario: Scenario, *, beyond: int = 0, but: Collection[int] = ()) -> list[str]:
-    """A note on every lane that such a task leaves out for want of memory."""
+def not_gauged(scenario: Scenario) -> list[str]:
+    """A note on every lane that such tasks leave out for want of memory."""
     found = []
     for device in scenario.cluster.devices:
-        sizes = _calibrated(device, beyond, but)
-        if sizes and not _fitting(scenario, device, beyond, but):
+        sizes = sorted(_work_s(device))
+        if sizes and not _fitting(scenario, device):
             needed, room = _needed_bytes(scenario.workload, sizes[0]) / GIB, device.memory_bytes / GIB
             found.append(
                 f"{device.name} is not gauged: steps of the whole model at {sizes[0]} samples need {needed:.3g} GiB, "
@@ -72,15 +77,10 @@ def not_gauged(scenario: Scenario, *, beyond: int = 0, but: Collection[int] = ()
     return found
 
 
-def _fitting(scenario: Scenario, device: Device, beyond: int, but: Collection[int]) -> list[int]:
+def _fitting(scenario: Scenario, device: Device, but: Collection[int] = ()) -> list[int]:
     """The calibrated sizes at which a lane has room for what a gauge holds."""
-    sizes = _calibrated(device, beyond, but)
+    sizes = (size for size in _work_s(device) if size not in but)
     return [size for size in sizes if _needed_bytes(scenario.workload, size) <= device.memory_bytes]
-
-
-def _calibrated(device: Device, beyond: int, but: Collection[int]) -> list[int]:
-    """A lane's calibrated sizes that will do, the smallest first."""
-    return sorted(size for size in _work_s(device) if size > beyond and size not in but)
 
 
 def _needed_bytes(workload: Workload, micro_batch: int) -> float:
@@ -89,36 +89,48 @@ def _needed_bytes(workload: Workload, micro_batch: int) -> float:
     return peak_memory_bytes(workload, micro_batch) + put_back
 
 
-def at_present_speed(scenario: Scenario, run: Callable[[Sequence[Task]], LaunchResult]) -> tuple[Scenario, list[str]]:
-    """The scenario with its lanes as fast as they are now, which may be long after their calibration.
+@dataclass(frozen=True)
+class Gauged:
+    """What the launches found in which a replay gauged its lanes before it predicted anything; no plan ran in them."""
 
-    No plan runs for it: only steps of a calibrated size that is beyond any plan's micro-batches, so that no plan's own
-    size tells its time. Lanes within the noise stay as they are.
+    scenario: Scenario
+    launches: Sequence[LaunchResult]
 
-    Args:
-        scenario: of lanes with tables.
-        run: runs the tasks of one launch.
+    @classmethod
+    def by(cls, scenario: Scenario, run: Callable[[Sequence[Task]], LaunchResult]) -> Self:
+        """Gauge the lanes of a scenario, in as many launches as its ``replay`` says.
 
-    Returns:
-        The scenario, and a note on every lane that is off its table, or that has no room to be gauged.
-    """
-    workload, launches = scenario.workload, scenario.replay.gauge_launches
-    beyond = workload.max_micro_batch or workload.global_batch
-    tasks = BLOCKS * gauge_tasks(scenario, beyond=beyond)
-    if not launches:
-        return scenario, []
-    if not tasks:
-        return scenario, not_gauged(scenario, beyond=beyond)
-    drift = Drift.of(scenario, [run(tasks) for _ in range(launches)])
-    off = {name: 1 + each / 100 for name, each in drift.percent.items() if abs(each) > NOISE_PERCENT}
-    strange = {name for name, factor in off.items() if not 1 / MOST_FACTOR <= factor <= MOST_FACTOR}
-    factors = {name: factor for name, factor in off.items() if name not in strange}
-    notes = not_gauged(scenario, beyond=beyond) + [
-        f"{name} takes {factor:.2f} times as long as calibrated: "
-        + ("its tables are not of this lane, calibrate again" if name in strange else "its tables are scaled by that")
-        for name, factor in off.items()
-    ]
-    return scenario.model_copy(update={"cluster": slowed(scenario.cluster, factors)}), notes
+        Args:
+            scenario: of lanes with tables.
+            run: runs the tasks of one launch.
+        """
+        tasks = ROUNDS * gauge_tasks(scenario)
+        return cls(scenario, [run(tasks) for _ in range(scenario.replay.gauge_launches)] if tasks else [])
+
+    def at_present_speed(self, but: Collection[int] = ()) -> tuple[Scenario, list[str]]:
+        """The scenario with its lanes as fast as they are now, which may be long after their calibration.
+
+        Lanes within the noise stay as they are.
+
+        Args:
+            but: sizes of plans that are predicted from it, whose own time must not tell it.
+
+        Returns:
+            The scenario, and a note on every lane that is off its table.
+        """
+        if not self.scenario.replay.gauge_launches:
+            return self.scenario, []
+        drift = Drift.of(self.scenario, self.launches, but)
+        off = {name: 1 + each / 100 for name, each in drift.percent.items() if abs(each) > NOISE_PERCENT}
+        strange = {name for name, factor in off.items() if not 1 / MOST_FACTOR <= factor <= MOST_FACTOR}
+        factors = {name: factor for name, factor in off.items() if name not in strange}
+        notes = [
+            f"{name} takes {factor:.2f} times as long as calibrated: "
+            + ("its tables are not of this lane, calibrate again" if name in strange else "its tables are scaled by it")
+            for name, factor in off.items()
+        ]
+        cluster = slowed(self.scenario.cluster, factors)
+        return self.scenario.model_copy(update={"cluster": cluster}), notes
 
 
 @dataclass(frozen=True)
@@ -130,9 +142,12 @@ class Drift:
     """Per launch, how many times as long as its table each lane took: the launch's median. Without those not gauged."""
 
     @classmethod
-    def of(cls, scenario: Scenario, launches: Sequence[LaunchResult]) -> Self:
-        """Hold the gauges of complete launches against the tables of the scenario."""
-        tables = {device.name: _work_s(device) for device in scenario.cluster.devices}
+    def of(cls, scenario: Scenario, launches: Sequence[LaunchResult], but: Collection[int] = ()) -> Self:
+        """Hold the gauges of complete launches, but those at some sizes, against the tables of the scenario."""
+        tables = {
+            device.name: {size: seconds for size, seconds in _work_s(device).items() if size not in but}
+            for device in scenario.cluster.devices
+        }
         return cls(scenario, [dict(_medians(launch, tables)) for launch in launches])
 
     @cached_property
@@ -173,18 +188,22 @@ def _medians(launch: LaunchResult, tables: Mapping[str, dict[int, float]]) -> It
             yield name, median(ratios)
 
 
-def _ratios(launch: LaunchResult, rank: int, table: dict[int, float]) -> list[float]:
-    blocks = step_blocks(launch, rank, "gauge")
-    return [(forward + backward) / table[size] for size, steps in blocks for forward, backward in steps]
+def _ratios(launch: LaunchResult, rank: int, table: Mapping[int, float]) -> list[float]:
+    """Per block, the median step over what the table says of its size: small sizes have more steps, and no more say."""
+    return [
+        median(forward + backward for forward, backward in steps) / table[size]
+        for size, steps in step_blocks(launch, rank, "gauge")
+        if size in table and steps
+    ]
 
 
 def _work_s(device: Device) -> dict[int, float]:
-    """Forward and backward seconds by calibrated micro-batch size, at the speed that the scenario gives the device."""
+    """Forward and backward seconds by calibrated size, as predictions read the table, at the device's speed."""
     if (profile := device.profile) is None:
         return {}
+    read = profiled_cost(device.name, profile, device.slowdown)
     # Refined tables are of passes within plans; the gauge's are bare ones, as at calibration.
     return {
-        each.micro_batch: device.slowdown
-        * (each.forward_s / profile.forward_factor + each.backward_s / profile.backward_factor)
-        for each in profile.points
+        size: read.forward.at(size) / profile.forward_factor + read.backward.at(size) / profile.backward_factor
+        for size in sorted(point.micro_batch for point in profile.points)
     }

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from ..sim.curve import fit_curve
 from ..sim.device import LayerPoint, LayerProfile, Profile
 from ..sim.workload import Workload
-from .launch import LaunchResult, Task
-
-LEAST_QUIET = 2
-"""Undisturbed steps of a size in a launch that are enough to leave the disturbed ones out."""
+from .blocks import quiet_only
+from .launch import LaunchResult
 
 
 def build_layer_profile(
@@ -19,8 +18,9 @@ def build_layer_profile(
 ) -> LayerProfile | None:
     """One lane's times by layer: medians over launches of each launch's medians.
 
-    Medians do not add up: the layers' are scaled to the whole model's. The optimizer passes over all weights alike, so
-    its time is dealt to the layers by their trainable parameters.
+    Medians do not add up: the layers' are scaled to the whole model's, as predictions of whole steps read it
+    (:func:`~steelyard.sim.curve.fit_curve`), so that stages and whole models differ in no point's luck. The optimizer
+    passes over all weights alike, so its time is dealt to the layers by their trainable parameters.
 
     Args:
         workload: that ran.
@@ -33,7 +33,8 @@ def build_layer_profile(
     """
     launches = [_by_size(launch, rank) for launch in results]
     shares = [layer.trainable_parameters / max(1, workload.trainable_parameters) for layer in workload.layers]
-    whole = {point.micro_batch: (point.forward_s, point.backward_s) for point in profile.points}
+    forward_of = fit_curve([(point.micro_batch, point.forward_s) for point in profile.points])
+    backward_of = fit_curve([(point.micro_batch, point.backward_s) for point in profile.points])
     points = []
     for size in sorted(launches[0]):
         own = [launch[size] for launch in launches if size in launch]
@@ -42,9 +43,9 @@ def build_layer_profile(
         forward, backward = (
             _scaled(
                 [median(median(step[way][layer] for step in steps) for steps in own) for layer in range(len(shares))],
-                whole[size][way],
+                whole.at(size),
             )
-            for way in (0, 1)
+            for way, whole in enumerate((forward_of, backward_of))
         )
         optimizer = [profile.optimizer_s * share for share in shares]
         points.append(LayerPoint(micro_batch=size, forward_s=forward, backward_s=backward, optimizer_s=optimizer))
@@ -62,12 +63,6 @@ def build_layer_profile(
 def _scaled(values: Sequence[float], total: float) -> list[float]:
     """Values in the same proportions that sum to a total."""
     return [value * total / sum(values) for value in values]
-
-
-def quiet_only(answer: Task, values: Sequence[Any]) -> list[Any]:
-    """Of what each step of an answer gave, that of undisturbed steps, where they are enough to go by; else all."""
-    kept = [value for value, quiet in zip(values, answer["quiet"], strict=True) if quiet]
-    return kept if len(kept) >= LEAST_QUIET else list(values)
 
 
 def _by_size(launch: LaunchResult, rank: int) -> dict[int, list[Any]]:

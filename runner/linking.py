@@ -14,6 +14,8 @@ from .launch import LaunchResult, Task
 MOST_PAIRED = 6
 """Beyond so many lanes their pairs are not measured one by one: the table of all stands for them."""
 REPEATS = 8
+WORK = 4
+"""Samples of the forward pass that the sender of a message does before it."""
 
 
 def groups_of(lanes: int) -> list[list[int]]:
@@ -38,7 +40,7 @@ def message_tasks(workload: Workload, lanes: int) -> list[Task]:
     if not 1 < lanes <= MOST_PAIRED:
         return []
     return [
-        {"op": "message", "bytes": size, "repeats": REPEATS, "ranks": list(pair)}
+        {"op": "message", "bytes": size, "repeats": REPEATS, "work": WORK, "ranks": list(pair)}
         for pair in combinations(range(lanes), 2)
         for size in message_sizes(workload)
     ]

@@ -8,6 +8,7 @@ the next launch spends its time where the uncertainty is (:mod:`.effort`), and t
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -195,13 +196,14 @@ def launch_tasks(
 ) -> list[Task]:
     """One launch: every plan in every round, in an order of the round's own; in between the lanes are gauged."""
     order = random.Random(int(stream(seed, "rounds", launch).integers(2**32)))  # noqa: S311 - an order, not a secret
-    gauging = gauge_tasks(scenario, but=[size for subject in subjects for size in subject.micro_batches])
+    gauges = gauge_tasks(scenario, but=[size for subject in subjects for size in subject.micro_batches])
+    gauging = itertools.cycle([[task] for task in gauges] or [[]])
     tasks: list[Task] = []
     for number in range(scenario.replay.rounds):
         indices = list(range(len(subjects)))
         order.shuffle(indices)
         for place, index in enumerate(indices):
-            tasks += gauging if place % PLANS_PER_GAUGE == 0 else []
+            tasks += next(gauging) if place % PLANS_PER_GAUGE == 0 else []
             tasks.append(
                 {
                     "op": "block",
@@ -214,7 +216,7 @@ def launch_tasks(
                     "offset": number * steps[index],
                 }
             )
-    return tasks + gauging
+    return tasks + next(gauging)
 
 
 def contention(measurement: Measurement, index: int, drift: Drift) -> dict[str, Any]:

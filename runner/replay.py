@@ -34,7 +34,7 @@ from .devices import NamedLane, available_cpus, fingerprint
 from .effort import Effort
 from .execution import division
 from .fidelity import others, predict_at
-from .gauge import Drift, at_present_speed, not_gauged
+from .gauge import Drift, Gauged, not_gauged
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
@@ -135,7 +135,7 @@ def replay(
     if (watcher := watcher_of(tick)) is not None:
         watcher.plans([Planned(each.label, scenario.workload.global_batch, each.predicted_s) for each in entries])
     launches = Launches(told.folder)
-    notes = [*told.notes, *failed, *not_gauged(scenario, but=sizes_in(plans_of(entries)))]
+    notes = [*told.notes, *failed, *not_gauged(scenario)]
     with launches.measuring(begun_of(scenario, entries, seed, told.sealed, notes)):
         measurement = measure(
             scenario,
@@ -274,8 +274,10 @@ def foretell(
     report: Report,
 ) -> Foretold:
     """Gauge the lanes, let the policies allocate, predict their plans, and seal that."""
-    present, drifted = gauged(scenario, *work, report=report)
-    entries, same = distinct_entries(present, policies)
+    gauge = gauged(scenario, *work, report=report)
+    entries, same = distinct_entries(gauge.at_present_speed()[0], policies)
+    present, drifted = gauge.at_present_speed(but=sizes_in(plans_of(entries)))
+    tell(drifted, report)
     # Of the lanes' present speed the weaker fidelities know nothing: it was gauged with the model.
     weaker, missing = others(scenario, plans_of(entries), runs)
     folder, told = runs / study_name(scenario, seed), [*notes, *drifted, *same, *missing]
@@ -284,17 +286,18 @@ def foretell(
     return Foretold(present, folder, entries, sealed, told)
 
 
-def gauged(scenario: Scenario, job: Task, data: Path, *, report: Report) -> tuple[Scenario, list[str]]:
-    """The scenario at its lanes' present speed, with a note on each lane that is not as it was calibrated."""
+def gauged(scenario: Scenario, job: Task, data: Path, *, report: Report) -> Gauged:
+    """How fast the scenario's lanes are now."""
     lanes, timeout_s = lanes_of(scenario), scenario.replay.timeout_s
     if scenario.replay.gauge_launches:
         report("gauging the lanes: how fast they are now, against their tables")
-    found, notes = at_present_speed(
-        scenario, lambda tasks: run_group(lanes, tasks, job, timeout_s=timeout_s, data=data)
-    )
+    return Gauged.by(scenario, lambda tasks: run_group(lanes, tasks, job, timeout_s=timeout_s, data=data))
+
+
+def tell(notes: Sequence[str], report: Report) -> None:
+    """Report what is noted in the record, too."""
     for note in notes:
         report(f"  {note}")
-    return found, notes
 
 
 def prove_entries(
@@ -447,7 +450,9 @@ def layers_without(device: Device, sizes: set[int]) -> LayerProfile | None:
     if device.layer_profile is None:
         return None
     kept = [point for point in device.layer_profile.points if point.micro_batch not in sizes]
-    return device.layer_profile.model_copy(update={"points": kept}) if len(kept) >= LEAST_POINTS else None
+    staged = device.layer_profile.stage_pass
+    update = {"points": kept, "stage_pass": staged if staged and staged.micro_batch not in sizes else None}
+    return device.layer_profile.model_copy(update=update) if len(kept) >= LEAST_POINTS else None
 
 
 def predict(

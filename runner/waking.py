@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 from ..sim.curve import non_decreasing
 from ..sim.device import WakePoint
+from .blocks import spent_s
 from .launch import LaunchResult, Task
 
 LARGE, SMALL = 0.7, 0.2
@@ -70,7 +70,7 @@ def waking_points(results: Sequence[LaunchResult], rank: int) -> list[WakePoint]
 
 
 def _shown(extras: Sequence[float]) -> float:
-    """The median, where every launch shows one."""
+    """The median of what launches found to take longer, where every one did; else 0, as luck is no rule."""
     return median(extras) if min(extras) > 0 else 0.0
 
 
@@ -78,7 +78,7 @@ def plain_s(launch: LaunchResult, rank: int) -> dict[int, float]:
     """Per calibrated size, the median seconds of a step without any collective, optimizer included."""
     found: dict[int, list[float]] = {}
     for task, answer in launch.of("profile", rank):
-        steps = [_spent(step, ("forward", "backward", "optimizer")) for step in answer["steps"]]
+        steps = [spent_s(step, "forward", "backward", "optimizer") for step in answer["steps"]]
         found.setdefault(task["micro_batch"], []).append(median(steps))
     return {size: median(each) for size, each in found.items()}
 
@@ -89,10 +89,5 @@ def after_collectives(answer: Task) -> tuple[float, float]:
     for before, after in zip(answer["steps"], answer["steps"][1:], strict=False):
         collective = next(each for each in before if each[0] == "communication")
         blocked.append(collective[3] - collective[2])
-        work.append(_spent(before, ("optimizer",)) + _spent(after, ("forward", "backward")))
+        work.append(spent_s(before, "optimizer") + spent_s(after, "forward", "backward"))
     return median(blocked), median(work)
-
-
-def _spent(step: Sequence[Sequence[Any]], kinds: Sequence[str]) -> float:
-    """Seconds of some kinds of segment in a step."""
-    return float(sum(each[3] - each[2] for each in step if each[0] in kinds))

@@ -20,6 +20,7 @@ from .pull import pooled
 from .roofline import LEAST_S
 from .schedule import deal_samples
 from .spec import Scenario
+from .staging import with_staging
 from .waking import with_waking
 
 
@@ -54,7 +55,8 @@ def compile_plan(scenario: Scenario, plan: Plan, *, apart: bool = False, folded:
     """
     if plan.dispatch == "pull":
         return replace(_Compiler(scenario, pooled(plan), apart=True, folded=False).program(), pulled=True)
-    return with_waking(_compiled(scenario, plan, apart=apart, folded=folded), scenario.cluster.by_name)
+    devices = scenario.cluster.by_name
+    return with_waking(with_staging(_compiled(scenario, plan, apart=apart, folded=folded), devices), devices)
 
 
 def _compiled(scenario: Scenario, plan: Plan, *, apart: bool, folded: bool) -> Program:

@@ -126,7 +126,7 @@ def profiled_cost(name: str, profile: Profile, slowdown: float = 1.0) -> DeviceC
         fidelity="profiled",
         forward=fit_curve([(point.micro_batch, slowdown * point.forward_s) for point in profile.points]),
         backward=fit_curve([(point.micro_batch, slowdown * point.backward_s) for point in profile.points]),
-        optimizer_s=slowdown * profile.optimizer_s,
+        optimizer_s=slowdown * (profile.optimizer_s + profile.rest_s),
         waking=tuple(profile.waking_at(slowdown)),
     )
 
@@ -316,6 +316,8 @@ def update_s(
 ) -> float:
     """Seconds of the optimizer step over the trainable parameters of layers ``[first, last)`` on one device.
 
+    Of measured devices with the rest of a step (:attr:`~.device.Profile.rest_s`), which whoever updates anything has.
+
     Args:
         device: its figures and profiles; ``slowdown`` counts.
         workload: gives layers and optimizer.
@@ -325,12 +327,15 @@ def update_s(
         share: of the parameters that this device updates (ZeRO).
     """
     parameters = workload.shard_parameters(first, last, tensor_degree)
+    profile = profile_of(device, workload)
+    rest_s = profile.rest_s * device.slowdown if profile is not None and parameters else 0.0
     if (layers := layer_profile_of(device, workload)) is not None:
         degree = _nearest_degree(layers, tensor_degree)
         scale = parameters / max(workload.shard_parameters(first, last, degree), 1)
-        return _measured_update_s(layers, degree, first, last) * scale * share * device.slowdown
-    if (profile := profile_of(device, workload)) is not None:
-        return profile.optimizer_s * parameters / max(workload.trainable_parameters, 1) * share * device.slowdown
+        return rest_s + _measured_update_s(layers, degree, first, last) * scale * share * device.slowdown
+    if profile is not None:
+        whole_s = profile.optimizer_s * device.slowdown
+        return rest_s + whole_s * parameters / max(workload.trainable_parameters, 1) * share
     return roofline.optimizer_s(device, workload, parameters * share)
 
 

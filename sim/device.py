@@ -86,6 +86,8 @@ class Profile(Spec):
     """:attr:`Workload.key` of the workload that ran."""
     points: Annotated[list[ProfilePoint], Field(min_length=2, max_length=10_000)]
     optimizer_s: Positive
+    rest_s: NonNegative = 0.0
+    """Of each step, what is in no pass, collective or update: the loop, the next samples, gradients put in place."""
     step_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
     """measured / fitted - 1 of single compute segments within a launch: the noise of a step."""
     launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
@@ -130,6 +132,15 @@ class LayerPoint(Spec):
         return self
 
 
+class StagePass(Spec):
+    """What a pass of a pipeline's stage takes beyond its layers: handing on, and what the schedule does for it."""
+
+    micro_batch: Count
+    """Size of the micro-batches that it was measured with: not for plans that use it."""
+    forward_s: NonNegative
+    backward_s: NonNegative
+
+
 class LayerProfile(Spec):
     """What was measured of one model on one device, layer by layer."""
 
@@ -148,6 +159,8 @@ class LayerProfile(Spec):
     step_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
     launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
     """measured / fitted - 1 of whole launches, or of other models' passes where this one never ran."""
+    stage_pass: StagePass | None = None
+    """None: a stage takes what its layers take."""
     source: str = ""
 
     @model_validator(mode="after")

@@ -98,7 +98,11 @@ def _collectives(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def message(member: Member, task: dict[str, Any]) -> dict[str, Any]:
-    """Messages to and fro between two members: when each one began to send, or had received."""
+    """Messages to and fro between two members: when each one began to send, or had received.
+
+    Who sends has computed before, and who receives waits for it, as between stages. A loop of messages alone finds
+    caches warm and threads awake: one of a few kilobytes took a quarter of the time in it.
+    """
     import torch
     import torch.distributed as dist
 
@@ -110,13 +114,23 @@ def message(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     peer, moments = task["ranks"][1 - place], []
     for number in range(2 * (task["repeats"] + 1)):
         sends = number % 2 == place
+        if sends:
+            work(member, task["work"])
         start = member.now()
-        work = dist.batch_isend_irecv([dist.P2POp(dist.isend if sends else dist.irecv, buffer, peer, group)])
+        pending = dist.batch_isend_irecv([dist.P2POp(dist.isend if sends else dist.irecv, buffer, peer, group)])
         with member.state.waits():
-            for each in work:
+            for each in pending:
                 each.wait()
         moments.append(start if sends else member.now())
     return {"moments": moments[2:]}
+
+
+def work(member: Member, samples: int) -> None:
+    """A forward pass that nothing is learned from."""
+    import torch
+
+    with torch.no_grad():
+        member.loss(0, samples, 1)
 
 
 def block(member: Member, task: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +157,35 @@ def block(member: Member, task: dict[str, Any]) -> dict[str, Any]:
             step()
         member.meet()
         return {"steps": steps[warm:], "losses": losses, "warmup": warm + 1, "settled": settled}
+
+    return undisturbed(member, once)
+
+
+def stages(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """Steps of a pipeline (``steps``) and of the whole model in turns: segments of all but the first of each turn.
+
+    In turns, since a host's speed changes within seconds by more than what a pass of a stage takes beyond its layers.
+    """
+    part = part_of(member, task)
+
+    def once() -> dict[str, Any]:
+        whole: list[list[Segment]] = []
+        piped: list[list[Segment]] = []
+        for _ in range(task["turns"]):
+            for steps, step in ((whole, alone), (piped, together)):
+                member.meet()
+                step([])
+                for _ in range(task["steps"]):
+                    steps.append([])
+                    step(steps[-1])
+        return {"steps": piped, "whole": whole}
+
+    def alone(segments: list[Segment]) -> None:
+        member.step([task["micro_batch"]], 0, None, segments)
+
+    def together(segments: list[Segment]) -> None:
+        if part is not None:
+            part.step(0, segments)
 
     return undisturbed(member, once)
 
@@ -177,6 +220,7 @@ def agreed(member: Member, wish: bool, group: Any) -> bool:
 TASKS = {
     "profile": profile,
     "gauge": gauge,
+    "stages": stages,
     "all_reduce": all_reduce,
     "reduce_scatter": reduce_scatter,
     "all_gather": all_gather,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from steelyard.runner.gauge import NOISE_PERCENT, Drift, at_present_speed, gauge_tasks, not_gauged
+from steelyard.runner.gauge import NOISE_PERCENT, Drift, Gauged, gauge_tasks, not_gauged
 from steelyard.runner.isolation.room import Room
 from steelyard.runner.launch import LaunchResult, Task, run_group
 from steelyard.runner.protocol import DRIFT_PERCENT, Measurement, Subject, contention, launch_tasks
@@ -31,14 +31,17 @@ def work_s(device: Device, size: int) -> float:
 
 def launch_of(scenario: Scenario, factors: list[float], gauges: Sequence[Task] = ()) -> LaunchResult:
     """A launch in which each lane takes so many times as long as its table says, and one block of a plan."""
-    tasks = [*(gauges or gauge_tasks(scenario))[:1], {"op": "block", "round": 0, "steps": 1, **OF_ONE_STEP}]
+    gauges = list(gauges or gauge_tasks(scenario))
     answers = []
     for device, factor in zip(scenario.cluster.devices, factors, strict=True):
-        seconds = factor * work_s(device, tasks[0]["micro_batch"])
-        step = [("forward", 0, 0.0, seconds / 3, seconds / 3), ("backward", 0, seconds / 3, seconds, seconds / 3)]
-        gauged = {"steps": [step] * 3, "quiet": [True] * 3}
-        answers.append([gauged, {"steps": [step] * 2, "contended": 0.0, "retries": 0}])
-    return LaunchResult(tasks, answers)
+        steps = [step_of(factor * work_s(device, task["micro_batch"])) for task in gauges]
+        block = {"steps": [step_of(1.0)] * 2, "contended": 0.0, "retries": 0}
+        answers.append([*({"steps": [step] * 3, "quiet": [True] * 3} for step in steps), block])
+    return LaunchResult([*gauges, {"op": "block", "round": 0, "steps": 1, **OF_ONE_STEP}], answers)
+
+
+def step_of(seconds: float) -> list[tuple[str, int, float, float, float]]:
+    return [("forward", 0, 0.0, seconds / 3, seconds / 3), ("backward", 0, seconds / 3, seconds, seconds / 3)]
 
 
 def asking(scenario: Scenario, launches: int) -> Scenario:
@@ -99,18 +102,63 @@ def test_a_lane_that_is_not_as_it_was_calibrated_marks_the_runs(tiny_scenario: S
     assert list(found["drift_percent"].values()) == pytest.approx([0.0, percent], abs=1e-6)
 
 
-@given(beyond=st.integers(0, 40))
-def test_the_gauge_is_beyond_the_sizes_of_plans(tiny_scenario: Scenario, beyond: int) -> None:
-    tasks = gauge_tasks(tiny_scenario, beyond=beyond)
-    assert [task["micro_batch"] in (2, 5, 11, 17, 23, 31) for task in tasks] == [True] * (beyond < 31)  # of the tables
-    assert all(task["micro_batch"] > beyond for task in tasks)
+@given(but=st.sets(st.sampled_from([2, 5, 11, 17, 23, 31])))
+def test_the_gauge_has_several_sizes_of_the_tables_and_none_of_the_plans(
+    tiny_scenario: Scenario, but: set[int]
+) -> None:
+    sizes = [task["micro_batch"] for task in gauge_tasks(tiny_scenario, but=but)]
+    assert set(sizes) <= {2, 5, 11, 17, 23, 31} - but
+    assert len(set(sizes)) == len(sizes) >= min(3, 6 - len(but))
+
+
+@given(place=st.integers(0, 5), luck=st.floats(-0.1, 0.1))
+def test_a_points_luck_at_calibration_is_no_drift(tiny_scenario: Scenario, place: int, luck: float) -> None:
+    """Held against that point alone, the lane would seem faster or slower by all of its luck."""
+    launch = launch_of(tiny_scenario, [1.0, 1.0])
+
+    def lucky(device: Device) -> Device:
+        assert device.profile is not None
+        points = list(device.profile.points)
+        one = points[place]
+        update = {"forward_s": one.forward_s * (1 + luck), "backward_s": one.backward_s * (1 + luck)}
+        points[place] = one.model_copy(update=update)
+        return device.model_copy(update={"profile": device.profile.model_copy(update={"points": points})})
+
+    (node,) = tiny_scenario.cluster.nodes
+    nodes = [node.model_copy(update={"devices": [lucky(each) for each in node.devices]})]
+    cluster = tiny_scenario.cluster.model_copy(update={"nodes": nodes})
+    found = Drift.of(tiny_scenario.model_copy(update={"cluster": cluster}), [launch]).percent
+    assert max(map(abs, found.values())) <= 100 * abs(luck) / 2 + 1e-6
+
+
+def test_the_sizes_of_plans_do_not_tell_their_speed(tiny_scenario: Scenario) -> None:
+    """One size became slower: the plans that do not use it hear of it, those that use it do not."""
+    scenario = asking(tiny_scenario, 1)
+
+    def run(tasks: Sequence[Task]) -> LaunchResult:
+        found = launch_of(scenario, [1.0, 1.0], tasks)
+        slower = launch_of(scenario, [1.5, 1.5], tasks)
+        answers = [
+            [
+                late if task.get("micro_batch") in (23, 31) else own
+                for task, own, late in zip(found.tasks, a, b, strict=True)
+            ]
+            for a, b in zip(found.answers, slower.answers, strict=True)
+        ]
+        return LaunchResult(found.tasks, answers)
+
+    gauge = Gauged.by(scenario, run)
+    assert {23, 31} <= {task["micro_batch"] for task in gauge_tasks(scenario)}
+    assert any(device.slowdown > 1 for device in gauge.at_present_speed()[0].cluster.devices)
+    assert gauge.at_present_speed(but=[23, 31]) == (scenario, [])
 
 
 @given(percent=st.floats(-40, 90).filter(lambda percent: abs(abs(percent) - NOISE_PERCENT) > 1e-6))
 def test_a_replay_predicts_for_the_lanes_as_they_are(tiny_scenario: Scenario, percent: float) -> None:
     """A lane beyond the noise has its table scaled, once: gauged again it is as it should be."""
     factors = [1.0, 1 + percent / 100]
-    found, notes = at_present_speed(asking(tiny_scenario, 2), lambda tasks: launch_of(tiny_scenario, factors, tasks))
+    gauge = Gauged.by(asking(tiny_scenario, 2), lambda tasks: launch_of(tiny_scenario, factors, tasks))
+    found, notes = gauge.at_present_speed()
     expected = factors if abs(percent) > NOISE_PERCENT else [1.0, 1.0]
     assert [device.slowdown for device in found.cluster.devices] == pytest.approx(expected)
     assert len(notes) == sum(each != 1.0 for each in expected)
@@ -150,15 +198,15 @@ def test_without_launches_for_it_tables_are_taken_as_they_are(tiny_scenario: Sce
     def refuse(tasks: Sequence[Task]) -> LaunchResult:
         raise AssertionError("nothing is to run")
 
-    assert at_present_speed(asking(tiny_scenario, 0), refuse) == (asking(tiny_scenario, 0), [])
+    asked = asking(tiny_scenario, 0)
+    assert Gauged.by(asked, refuse).at_present_speed() == (asked, [])
 
 
 @pytest.mark.parametrize("factor", [0.2, 3.0])
 def test_tables_that_are_far_off_are_not_scaled(tiny_scenario: Scenario, factor: float) -> None:
-    found, notes = at_present_speed(
-        asking(tiny_scenario, 1), lambda tasks: launch_of(tiny_scenario, [1.0, factor], tasks)
-    )
-    assert found == asking(tiny_scenario, 1)
+    asked = asking(tiny_scenario, 1)
+    found, notes = Gauged.by(asked, lambda tasks: launch_of(asked, [1.0, factor], tasks)).at_present_speed()
+    assert found == asked
     assert "calibrate again" in notes[0]
 
 
@@ -166,7 +214,8 @@ def test_lanes_without_a_size_in_common_are_not_gauged(tiny_scenario: Scenario) 
     bare = without_profile(tiny_scenario)
     assert gauge_tasks(bare) == []
     assert Drift.of(bare, [LaunchResult([], [[], []])]).percent == {}
-    assert at_present_speed(asking(bare, 1), lambda tasks: LaunchResult([], [[], []])) == (asking(bare, 1), [])
+    asked = asking(bare, 1)
+    assert Gauged.by(asked, lambda tasks: LaunchResult([], [[], []])).at_present_speed() == (asked, [])
 
 
 def with_memory(scenario: Scenario, sizes: Sequence[float]) -> Scenario:
@@ -179,38 +228,38 @@ def with_memory(scenario: Scenario, sizes: Sequence[float]) -> Scenario:
     return scenario.model_copy(update={"cluster": cluster})
 
 
-@given(shares=st.lists(st.floats(0.1, 2.0), min_size=2, max_size=2), but=st.sets(st.sampled_from([2, 11, 31])))
+@given(shares=st.lists(st.floats(0.1, 2.0), min_size=2, max_size=2))
 def test_lanes_are_gauged_with_what_fits_and_who_has_no_room_is_named(
-    tiny_scenario: Scenario, shares: list[float], but: set[int]
+    tiny_scenario: Scenario, shares: list[float]
 ) -> None:
     """Room is reckoned by the plans' own formula, and a gauge holds weights and states once more."""
     most = peak_memory_bytes(tiny_scenario.workload, 31)
     scenario = with_memory(tiny_scenario, [share * most for share in shares])
-    tasks, notes = gauge_tasks(scenario, but=but), not_gauged(scenario, but=but)
+    tasks, notes = gauge_tasks(scenario), not_gauged(scenario)
     gauged = [scenario.cluster.devices[rank] for task in tasks for rank in task["gauged"]]
     for device in scenario.cluster.devices:
         named = any(note.startswith(f"{device.name} is not gauged: ") for note in notes)
         assert named != (device in gauged)
     for task in tasks:
-        assert task["micro_batch"] not in but
         needed = peak_memory_bytes(scenario.workload, task["micro_batch"])
         assert all(needed < device.memory_bytes for device in gauged)
 
 
 def test_a_lane_without_room_keeps_its_table(tiny_scenario: Scenario) -> None:
     room = peak_memory_bytes(tiny_scenario.workload, 31)
-    scenario = asking(with_memory(tiny_scenario, [4 * room, room]), 1)
+    scenario = asking(with_memory(tiny_scenario, [4 * room, peak_memory_bytes(tiny_scenario.workload, 2)]), 1)
 
     def run(tasks: Sequence[Task]) -> LaunchResult:
         assert {tuple(task["gauged"]) for task in tasks} == {(0,)}
         found = launch_of(scenario, [1.5, 1.5], tasks)
-        return LaunchResult(found.tasks, [found.answers[0], [{"steps": [], "quiet": []}, found.answers[1][1]]])
+        waiting = [{"steps": [], "quiet": []}] * (len(found.tasks) - 1)
+        return LaunchResult(found.tasks, [found.answers[0], [*waiting, found.answers[1][-1]]])
 
-    found, notes = at_present_speed(scenario, run)
+    found, notes = Gauged.by(scenario, run).at_present_speed()
     assert [device.slowdown for device in found.cluster.devices] == pytest.approx([1.5, 1.0])
-    assert [note.split(" ", 1)[0] for note in notes] == ["sse", "full"]
+    assert [note.split(" ", 1)[0] for note in [*notes, *not_gauged(scenario)]] == ["full", "sse"]
     alone = Plan.data_parallel(scenario.workload, {"full": 30})
-    assert Drift.of(scenario, [run(gauge_tasks(scenario, beyond=30))]).factors(alone) == []
+    assert Drift.of(scenario, [run(gauge_tasks(scenario))]).factors(alone) == []
 
 
 def test_who_is_not_gauged_waits_meanwhile(tiny_scenario: Scenario, tmp_path: Path) -> None:

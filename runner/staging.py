@@ -1,0 +1,94 @@
+"""Staging, measured: how much longer a pass of a stage takes than its layers do in a step of the whole model.
+
+All lanes are stages of one pipeline, of as many layers each as the others, at a calibrated micro-batch size. No plan
+that is replayed is it: its size is held out with it (:class:`~steelyard.sim.device.StagePass`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from ..sim.device import LayerProfile, StagePass
+from ..sim.plan import PlanError
+from ..sim.workload import Workload
+from .execution import Program, refuse_family
+from .launch import LaunchResult, Task
+
+PLACE = 1
+"""Among the calibrated sizes, from the smallest."""
+MICRO_BATCHES_PER_STAGE = 2
+TURNS, STEPS = 3, 4
+SHOWN = 0.25
+"""Of all turns, the share that may find no extra where there is one."""
+
+
+def staging_tasks(workload: Workload, sizes: Sequence[int], lanes: int) -> list[Task]:
+    """Steps of a pipeline over all lanes; none where there is one lane, or where the model cannot be cut."""
+    stages = min(lanes, len(workload.layers))
+    try:
+        refuse_family(workload, "workload.model")
+    except PlanError:
+        return []
+    if stages < 2:
+        return []
+    size = sorted(sizes)[PLACE]
+    program = _pipeline(len(workload.layers), stages, [size] * (MICRO_BATCHES_PER_STAGE * stages))
+    ranks = list(range(stages))
+    return [{"op": "stages", "micro_batch": size, "program": program, "ranks": ranks, "turns": TURNS, "steps": STEPS}]
+
+
+def _pipeline(layers: int, stages: int, sizes: list[int]) -> Program:
+    cuts = [round(layers * number / stages) for number in range(stages + 1)]
+    own = [{"first": cuts[rank], "last": cuts[rank + 1], "rank": rank, "recompute": False} for rank in range(stages)]
+    return {"pipelines": [{"stages": own, "sizes": sizes, "first": 0}], "schedule": "gpipe", "zero": 0}
+
+
+def stage_pass(results: Sequence[LaunchResult], rank: int, layers: LayerProfile) -> StagePass | None:
+    """One lane's: the median over all turns of what each found; 0 where too many of them found none.
+
+    Both sides are of the same turn: the steps of the whole model in it, and of them the part of the stage's layers by
+    the table.
+
+    Args:
+        results: of the calibration's launches.
+        rank: of the lane.
+        layers: its table by layer.
+
+    Returns:
+        None where the lane was no stage, or the table has no such size.
+    """
+    answers = [each for launch in results for each in launch.of("stages", rank)]
+    if not answers or rank not in answers[0][0]["ranks"]:
+        return None
+    task = answers[0][0]
+    point = next((each for each in layers.points if each.micro_batch == task["micro_batch"]), None)
+    if point is None:
+        return None
+    stage = next(each for each in task["program"]["pipelines"][0]["stages"] if each["rank"] == rank)
+    own = slice(stage["first"], stage["last"])
+    found = []
+    for way, seconds in (("forward", point.forward_s), ("backward", point.backward_s)):
+        part = sum(seconds[own]) / sum(seconds)
+        turns = [
+            _pass_s(piped, way) - part * _pass_s(whole, way)
+            for task, answer in answers
+            for piped, whole in zip(*(_turns(answer[key], task["steps"]) for key in ("steps", "whole")), strict=True)
+        ]
+        found.append(_shown(turns))
+    return StagePass(micro_batch=task["micro_batch"], forward_s=found[0], backward_s=found[1])
+
+
+def _turns(steps: Sequence[Any], each: int) -> list[Sequence[Any]]:
+    return [steps[start : start + each] for start in range(0, len(steps), each)]
+
+
+def _pass_s(steps: Sequence[Sequence[Sequence[Any]]], way: str) -> float:
+    """Median seconds of the passes of some steps."""
+    return float(median(end - start for step in steps for kind, _, start, end, *_ in step if kind == way))
+
+
+def _shown(extras: Sequence[float]) -> float:
+    """Their median, where most of them are above 0: luck is no rule."""
+    return median(extras) if sorted(extras)[int(SHOWN * (len(extras) - 1))] > 0 else 0.0

@@ -1,0 +1,87 @@
+"""Passes of stages are read from a pipeline that was measured: what they take beyond their layers, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from steelyard.runner.launch import LaunchResult, Task
+from steelyard.runner.staging import stage_pass, staging_tasks
+from steelyard.sim.device import LayerPoint, LayerProfile
+from steelyard.sim.workload import Workload
+
+SIZES = [2, 6, 10, 14]
+SHARES = [0.1, 0.2, 0.3, 0.4]
+FORWARD_S, BACKWARD_S = 0.010, 0.020
+extras = st.floats(0.0, 2e-3)
+
+
+def table(workload: Workload) -> LayerProfile:
+    """Of four layers, which take parts of the whole that differ."""
+    forward, backward = ([share * whole for share in SHARES] for whole in (FORWARD_S, BACKWARD_S))
+    return LayerProfile(
+        model=workload.model.name,
+        sequence_length=workload.sequence_length,
+        dtype=workload.dtype,
+        points=[
+            LayerPoint(micro_batch=size, forward_s=forward, backward_s=backward, optimizer_s=[0.0] * 4)
+            for size in SIZES
+        ],
+    )
+
+
+def measured(workload: Workload, extra: tuple[float, float], day: float = 1.0) -> LaunchResult:
+    """A launch on a day on which all takes so many times as long; its stages take some seconds more a pass."""
+    (task,) = staging_tasks(workload, SIZES, 2)
+    count = task["turns"] * task["steps"]
+    whole = step_of(day * FORWARD_S, day * BACKWARD_S)
+    answers: list[list[Task]] = []
+    for stage in task["program"]["pipelines"][0]["stages"]:
+        part = sum(SHARES[stage["first"] : stage["last"]])
+        passes = step_of(day * part * FORWARD_S + extra[0], day * part * BACKWARD_S + extra[1])
+        answers.append([{"steps": [passes] * count, "whole": [whole] * count}])
+    return LaunchResult([task], answers)
+
+
+def step_of(forward_s: float, backward_s: float) -> list[tuple[str, int, float, float, float]]:
+    return [("forward", 0, 0.0, forward_s, 0.0), ("backward", 0, forward_s, forward_s + backward_s, 0.0)]
+
+
+def test_all_lanes_are_stages_that_cover_the_model(tiny_workload: Workload) -> None:
+    for lanes in (2, 3, 4, 9):
+        (task,) = staging_tasks(tiny_workload, SIZES, lanes)
+        (pipeline,) = task["program"]["pipelines"]
+        edges = [edge for stage in pipeline["stages"] for edge in (stage["first"], stage["last"])]
+        assert (edges[0], edges[-1]) == (0, len(tiny_workload.layers))
+        assert edges[1:-1:2] == edges[2::2]
+        assert all(stage["first"] < stage["last"] for stage in pipeline["stages"])
+        assert set(pipeline["sizes"]) <= set(SIZES)
+    assert staging_tasks(tiny_workload, SIZES, 1) == []
+
+
+@given(forward=extras, backward=extras, days=st.lists(st.floats(0.5, 2.0), min_size=1, max_size=4))
+def test_what_a_pass_takes_more_is_found_whatever_the_day(
+    tiny_workload: Workload, forward: float, backward: float, days: list[float]
+) -> None:
+    launches = [measured(tiny_workload, (forward, backward), day) for day in days]
+    for rank in (0, 1):
+        found = stage_pass(launches, rank, table(tiny_workload))
+        assert found is not None
+        assert (found.micro_batch, found.forward_s, found.backward_s) == (
+            6,
+            pytest.approx(forward, abs=1e-9),
+            pytest.approx(backward, abs=1e-9),
+        )
+
+
+def test_what_most_turns_do_not_show_is_luck(tiny_workload: Workload) -> None:
+    launches = [measured(tiny_workload, (1e-3, extra)) for extra in (1e-3, 1e-3, -1e-4)]
+    found = stage_pass(launches, 1, table(tiny_workload))
+    assert found is not None
+    assert (found.forward_s, found.backward_s) == (pytest.approx(1e-3), 0.0)
+
+
+def test_who_is_no_stage_has_none(tiny_workload: Workload) -> None:
+    assert stage_pass([LaunchResult([], [[]])], 0, table(tiny_workload)) is None
+    launch = measured(tiny_workload, (1e-3, 1e-3))
+    assert stage_pass([LaunchResult(launch.tasks, [*launch.answers, [{}]])], 2, table(tiny_workload)) is None
