@@ -9,6 +9,9 @@ from .metrics import binomial_p_value
 from .record import Record
 from .steadied import Steadied
 
+LEAST_LAUNCHES = 5
+"""With fewer, figures are given and nothing is judged by them."""
+
 
 class Agreement(Record):
     """Figures over plans that were predicted and measured; percents are signed unless said otherwise.
@@ -18,6 +21,8 @@ class Agreement(Record):
 
     launches: int
     """The fewest that any plan has."""
+    judged: bool = False
+    """Whether these are enough to judge the figures by."""
     mean_error_percent: float
     balance_error_percent: float
     """Mean signed error of the plans predicted within 3 % of the best one: optimism shows here first."""
@@ -32,7 +37,7 @@ class Agreement(Record):
     """Pairs of plans that differ by more than twice the noise floor: those that tau is taken over."""
     kendall_pairs_total: int
     regret_percent: float | None
-    """Of several studies the mean."""
+    """Of several studies the worst, by its own noise floor."""
     coverage_percent: float
     coverage_count: int
     coverage_judged: bool
@@ -73,15 +78,16 @@ def error_figures(errors: Sequence[tuple[str, float]], balanced: Sequence[float]
     }
 
 
-def coverage_figures(seen: Sequence[tuple[bool, float]], judged_from: int) -> dict[str, Any]:
+def coverage_figures(seen: Sequence[tuple[bool, float]], judged_from: int, launches: int) -> dict[str, Any]:
     """What observations of intervals come to.
 
     Args:
         seen: whether each median was inside of its interval, and how wide that is in percent of the predicted median.
         judged_from: how many observations it takes to judge coverage.
+        launches: the fewest that any plan has.
     """
     inside, count = sum(each for each, _ in seen), len(seen)
-    judged = count >= judged_from
+    judged = count >= judged_from and launches >= LEAST_LAUNCHES
     return {
         "coverage_percent": 100 * inside / count,
         "coverage_count": count,

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from .agreement import Agreement, coverage_figures, error_figures
+from .agreement import LEAST_LAUNCHES, Agreement, coverage_figures, error_figures
 from .errors import InputError
 from .fidelities import FIDELITIES, FidelityScore, scores
 from .ledger import step_times
@@ -154,14 +154,16 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
     if not own:
         raise InputError("runs", "hold an A/A twin alone", "give the whole folder of the replay")
     notes = list(dict.fromkeys(note for run in runs if run.manifest.kind == "measured" for note in run.manifest.notes))
-    notes += [*_in_sample(own), *_kept(own)]
+    launches = min(len(pair.launches) for pair in own)
+    notes += [*_in_sample(own), *_kept(own), *_unjudged(launches)]
     floor = noise_floor_percent(pairs, notes)
     picked = min(own, key=lambda pair: (pair.predicted_s, pair.row.label))
     best = min(own, key=lambda pair: (pair.measured_s, pair.row.label))
     return Comparison(
         scenario=str(runs[0].manifest.scenario.get("name", "")),
         fidelity=weakest(pair.row.fidelity for pair in own),
-        launches=min(len(pair.launches) for pair in own),
+        launches=launches,
+        judged=launches >= LEAST_LAUNCHES,
         plans=[pair.row for pair in pairs],
         picked=picked.row.label,
         measured_best=best.row.label,
@@ -172,7 +174,7 @@ def compare(runs: Sequence[Run], *, seed: int = 0) -> Comparison:
         steadied=_steadied(runs, own),
         **_errors(own),
         **_ranking(own, floor, seed, notes),
-        **_coverage(own, notes),
+        **_coverage(own, launches, notes),
         fidelities=scores([pair.row.predicted_at for pair in own], [pair.measured_s for pair in own], floor or 0.0),
         notes=notes,
     )
@@ -294,6 +296,12 @@ def _in_sample(pairs: Sequence[Pair]) -> list[str]:
     return [f"measured times of {which} refined the tables that predicted them: their errors are those of a fit"]
 
 
+def _unjudged(launches: int) -> list[str]:
+    """A note where there are too few launches to judge by."""
+    enough = launches >= LEAST_LAUNCHES
+    return [] if enough else [f"these figures are not judged: {launches} launches, it takes {LEAST_LAUNCHES}"]
+
+
 def _cluster(run: Run) -> Mapping[str, Any]:
     """The devices that a run was of, as its record has them."""
     return _mapping(run.manifest.scenario.get("cluster"))
@@ -379,11 +387,11 @@ def _steadied(runs: Sequence[Run], pairs: Sequence[Pair]) -> Steadied | None:
     return found.model_copy(update={"optimum_share_percent": _optimum_share(runs, min(steady))})
 
 
-def _coverage(pairs: Sequence[Pair], notes: list[str]) -> dict[str, Any]:
+def _coverage(pairs: Sequence[Pair], launches: int, notes: list[str]) -> dict[str, Any]:
     seen = [each for pair in pairs for each in observations(pair)]
     if len(seen) < JUDGED_FROM:
         notes.append(f"coverage is not judged: {len(seen)} observations, it takes {JUDGED_FROM}")
-    return coverage_figures(seen, JUDGED_FROM)
+    return coverage_figures(seen, JUDGED_FROM, launches)
 
 
 def _speedup(pairs: Sequence[Pair], picked: Pair, notes: list[str]) -> float | None:

@@ -7,14 +7,14 @@ and coverage are per plan and launch, and pool as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
 
-from .agreement import Agreement, coverage_figures, error_figures, mean
+from .agreement import LEAST_LAUNCHES, Agreement, coverage_figures, error_figures, mean
 from .compare import Comparison, PlanRow, balanced_rows
-from .fidelities import FIDELITIES
+from .fidelities import FIDELITIES, FidelityScore, score
 from .metrics import kendall_tau
 from .record import SCHEMA_VERSION, Record
 from .recovery import WITHIN_STEPS
@@ -57,7 +57,9 @@ class CaseResult(Record):
     comparison: Comparison | None = None
     observations: list[Observation] = Field(default_factory=list)
     skipped: dict[str, str] = Field(default_factory=dict)
-    """Plans that this host cannot run, or the whole case under its own name, each with the reason."""
+    """Plans that this host cannot run, or all of them, each with the reason."""
+    failed: str = ""
+    """Why nothing was measured although the host could: a worker died or hung."""
     seconds: float = 0.0
     folder: str = ""
     date: str = ""
@@ -69,13 +71,21 @@ class CaseResult(Record):
 
 
 class Pooled(Agreement):
-    """Figures over some cases: the keys of a comparison, pooled."""
+    """Figures over some cases: those of a comparison, pooled."""
 
     cases: int
-    plans: int
-    mape_by_fidelity: dict[str, float]
-    """Mean absolute error of each fidelity over the plans that it predicted."""
-    worst_regret_percent: float | None
+    plan_count: int
+    fidelities: list[FidelityScore]
+    """Errors of each fidelity over the plans that it predicted, weakest first; no tau: other work has no common order.
+    """
+    regret_limit_percent: float | None = None
+    """What the regret of the worst case may be: its own noise floor, or 1 % where that is less."""
+    mean_regret_percent: float | None = None
+    """Over cases, negative ones among them: no aim, but what chance alone would leave near 0."""
+    picked: str
+    """Case and label of the plan picked by prediction, where the regret is worst."""
+    measured_best: str
+    """The truly best of the same case."""
     least_regained_percent: float | None = None
     """Over policies that were asked after a slowdown, also where they kept their plan: the least share of the then best
     throughput."""
@@ -92,6 +102,14 @@ class Criterion(Record):
     value: float | None
     limit: str
     met: bool | None
+    within: bool | None = None
+    """Whether the figure is within the limit, also where there are too few launches to judge by; None: no figure."""
+
+    def verdict(self) -> str:
+        """The same in words."""
+        if self.met is None:
+            return "not judged" if self.within is None else f"not judged, {'within' if self.within else 'OUTSIDE'}"
+        return "met" if self.met else "MISSED"
 
 
 class SuiteResult(Record):
@@ -100,27 +118,52 @@ class SuiteResult(Record):
     schema_version: int = SCHEMA_VERSION
     suite: str
     fidelity: str
+    asked: list[str]
+    """Names of all cases of the suite."""
     whole: bool
-    """Whether every case was run or skipped for a reason: False where the budget or an interrupt ended it."""
+    """Whether every case was run or skipped for a reason: False after a spent budget, an interrupt, a failure."""
     interrupted: bool
     pooled: Pooled | None
     families: dict[str, Pooled]
     shared_cores: Pooled | None
     criteria: list[Criterion]
     skipped: dict[str, str]
+    failed: dict[str, str] = Field(default_factory=dict)
+    """Cases that the host could have run, each with what went wrong."""
+    report: str = ""
+    """Path of the page about it."""
     cases: list[CaseResult]
     notes: list[str] = Field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
-        """The keys of a comparison at the top, then what only a suite has."""
+        """The keys of the demo's document at the top, then what only a suite has. Nothing was searched."""
         own = self.model_dump(mode="json")
-        return {**(own.pop("pooled") or {}), **own}
+        pooled = {"picked": None, "measured_best": None, **(own.pop("pooled") or {})}
+        nothing = {"search_trials": 0, "search_trials_per_s": 0.0, "best": None}
+        return {**pooled, **nothing, "scenario": self.suite, "plans": self._plans(), **own}
+
+    def _plans(self) -> list[dict[str, Any]]:
+        """The rows of all cases, twins too, each under the name of its case."""
+        found = []
+        for case in self.cases:
+            for row in case.comparison.plans if case.comparison else []:
+                names = {"label": f"{case.name}: {row.label}", "case": case.name}
+                twin = {"twin_of": None if row.twin_of is None else f"{case.name}: {row.twin_of}"}
+                found.append({**row.model_dump(mode="json"), **names, **twin})
+        return found
 
 
 def suite_result(
-    name: str, cases: Sequence[CaseResult], *, whole: bool, interrupted: bool = False, notes: Sequence[str] = ()
+    name: str,
+    cases: Sequence[CaseResult],
+    *,
+    asked: Sequence[str] = (),
+    interrupted: bool = False,
+    notes: Sequence[str] = (),
 ) -> SuiteResult:
-    """The verdict over the cases of a suite."""
+    """The verdict over the cases of a suite, of which ``asked`` names all (by default there are no others)."""
+    asked = list(asked) or [case.name for case in cases]
+    failed = {case.name: case.failed for case in cases if case.failed}
     done = [case for case in cases if case.comparison is not None]
     alone = [case for case in done if not case.shares_cores]
     shared = [case for case in done if case.shares_cores]
@@ -131,13 +174,15 @@ def suite_result(
     return SuiteResult(
         suite=name,
         fidelity=next((each for each in FIDELITIES if each in found), "none"),
-        whole=whole,
+        asked=asked,
+        whole=not failed and {case.name for case in cases} >= set(asked),
         interrupted=interrupted,
         pooled=main,
         families={family: pool(each) for family, each in sorted(families.items())},
         shared_cores=apart,
         criteria=[*(criteria(main) if main else []), *(shared_criteria(apart) if apart else [])],
         skipped={f"{case.name}: {what}": why for case in cases for what, why in case.skipped.items()},
+        failed=failed,
         cases=list(cases),
         notes=list(notes),
     )
@@ -151,17 +196,17 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
     balanced = [row for case in cases for row in balanced_rows(case.rows)]
     observations = [each for case in cases for each in case.observations]
     floors = [each.noise_floor_percent for each in comparisons if each.noise_floor_percent is not None]
-    regrets = [each.regret_percent for each in comparisons if each.regret_percent is not None]
     speedups = [each.speedup_over_uniform for each in comparisons if each.speedup_over_uniform is not None]
     optima = [each.optimum_share_percent for each, case in zip(comparisons, cases, strict=True) if case.lanes == 2]
     known = [each for each in optima if each is not None]
+    launches = min(each.launches for each in comparisons)
     return Pooled(
         cases=len(cases),
-        plans=len(errors),
-        launches=min(each.launches for each in comparisons),
-        mape_by_fidelity=_by_fidelity([row for case in cases for row in case.rows]),
-        regret_percent=mean(regrets) if regrets else None,
-        worst_regret_percent=max(regrets, default=None),
+        plan_count=len(errors),
+        launches=launches,
+        judged=launches >= LEAST_LAUNCHES,
+        fidelities=_by_fidelity([row for case in cases for row in case.rows]),
+        **_regrets([case for case in cases if case.comparison is not None]),
         noise_floor_percent=math.sqrt(mean([floor**2 for floor in floors])) if floors else None,
         speedup_over_uniform=math.exp(mean([math.log(each) for each in speedups])) if speedups else None,
         optimum_share_percent=min(known, default=None),
@@ -174,30 +219,26 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
         busy=any(each.busy for each in comparisons),
         **error_figures(errors, [_error(row) for row in balanced]),
         **_ranking(cases),
-        **coverage_figures([(each.inside, each.width_percent) for each in observations], JUDGED_FROM),
+        **coverage_figures([(each.inside, each.width_percent) for each in observations], JUDGED_FROM, launches),
     )
 
 
 def criteria(pooled: Pooled) -> list[Criterion]:
-    """The aims for predictions of lanes with a core each."""
-    floor = pooled.noise_floor_percent or 0.0
-    regret = max(LEAST_REGRET_LIMIT, floor)
+    """The aims for predictions of lanes with a core each; with too few launches none is judged."""
+    regret = LEAST_REGRET_LIMIT if pooled.regret_limit_percent is None else pooled.regret_limit_percent
     found = [
         _at_most("signed error at the balance point, %", pooled.balance_error_percent, MOST_BALANCE, absolute=True),
         _at_most("mean absolute error, %", pooled.mape_percent, MOST_MAPE),
         _at_most("worst error, %", pooled.worst_error_percent, MOST_WORST),
         _at_least("rank agreement", pooled.kendall_tau, LEAST_TAU),
-        _at_most("regret, mean over cases, %", pooled.regret_percent, regret),
-        Criterion(
-            what="coverage of 80 % intervals: p of the exact binomial test",
-            value=pooled.coverage_p_value,
-            limit=f">= {LEAST_P} over {JUDGED_FROM} launch medians or more",
-            met=None if pooled.coverage_p_value is None else pooled.coverage_p_value >= LEAST_P,
-        ),
+        _at_most("regret, worst case, %", pooled.regret_percent, regret),
+        _at_least(
+            "coverage of 80 % intervals: p of the exact binomial test", pooled.coverage_p_value, LEAST_P
+        ).model_copy(update={"limit": f">= {LEAST_P} over {JUDGED_FROM} launch medians or more"}),
         _at_most("width of the intervals, %", pooled.interval_width_percent, MOST_WIDTH),
         _at_most(
             "mean absolute error, calibrated (the model never ran), %",
-            pooled.mape_by_fidelity.get("calibrated"),
+            next((each.mape_percent for each in pooled.fidelities if each.fidelity == "calibrated"), None),
             MOST_CALIBRATED_MAPE,
         ),
         _at_least("share of the optimum, two lanes, %", pooled.optimum_share_percent, LEAST_OPTIMUM),
@@ -208,7 +249,7 @@ def criteria(pooled: Pooled) -> list[Criterion]:
         ),
         _at_most("error of that prediction, %", pooled.worst_regained_error_percent, MOST_REGAINED_ERROR),
     ]
-    return found
+    return _if_judged(pooled, found)
 
 
 def shared_criteria(pooled: Pooled) -> list[Criterion]:
@@ -217,7 +258,26 @@ def shared_criteria(pooled: Pooled) -> list[Criterion]:
     if floor is None:
         return [Criterion(what="mean absolute error, shared cores, %", value=pooled.mape_percent, limit="-", met=None)]
     limit = SHARED_TIMES * floor + SHARED_PERCENT
-    return [_at_most("mean absolute error, shared cores, %", pooled.mape_percent, limit)]
+    return _if_judged(pooled, [_at_most("mean absolute error, shared cores, %", pooled.mape_percent, limit)])
+
+
+def _if_judged(pooled: Pooled, found: list[Criterion]) -> list[Criterion]:
+    return found if pooled.judged else [each.model_copy(update={"met": None}) for each in found]
+
+
+def _regrets(cases: Sequence[CaseResult]) -> dict[str, Any]:
+    """The case whose regret is furthest above what it may be; where no case has any, the first."""
+    found = [(case.name, case.comparison) for case in cases if case.comparison is not None]
+    known = [(name, each, each.regret_percent) for name, each in found if each.regret_percent is not None]
+    limits = {name: max(LEAST_REGRET_LIMIT, each.noise_floor_percent or 0.0) for name, each in found}
+    name, worst, regret = max(known, key=lambda each: each[2] - limits[each[0]], default=(*found[0], None))
+    return {
+        "regret_percent": regret,
+        "regret_limit_percent": None if regret is None else limits[name],
+        "mean_regret_percent": mean([regret for _, _, regret in known]) if known else None,
+        "picked": f"{name}: {worst.picked}",
+        "measured_best": f"{name}: {worst.measured_best}",
+    }
 
 
 def _ranking(cases: Sequence[CaseResult]) -> dict[str, Any]:
@@ -243,13 +303,16 @@ def _regained(rows: Sequence[PlanRow]) -> dict[str, Any]:
     }
 
 
-def _by_fidelity(rows: Sequence[PlanRow]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        for name, seconds in row.predicted_at.items():
-            if row.measured is not None:
-                found.setdefault(name, []).append(100 * abs(seconds / row.measured.median_s - 1))
-    return {name: mean(errors) for name, errors in found.items()}
+def _by_fidelity(rows: Sequence[PlanRow]) -> list[FidelityScore]:
+    scored = []
+    for name in FIDELITIES:
+        known = [
+            (row.predicted_at[name], row.measured.median_s) for row in rows if row.measured and name in row.predicted_at
+        ]
+        if known:
+            one = score(name, [predicted for predicted, _ in known], [seconds for _, seconds in known], 0.0)
+            scored.append(one.model_copy(update={"kendall_tau": None}))
+    return scored
 
 
 def _error(row: PlanRow) -> float:
@@ -260,20 +323,10 @@ def _error(row: PlanRow) -> float:
 def _at_most(what: str, value: float | None, limit: float, *, absolute: bool = False) -> Criterion:
     size = None if value is None else abs(value) if absolute else value
     text = f"within {limit:.3g}" if absolute else f"<= {limit:.3g}"
-    return Criterion(what=what, value=value, limit=text, met=None if size is None else size <= limit)
+    met = None if size is None else size <= limit
+    return Criterion(what=what, value=value, limit=text, met=met, within=met)
 
 
 def _at_least(what: str, value: float | None, limit: float) -> Criterion:
-    return Criterion(what=what, value=value, limit=f">= {limit:.3g}", met=None if value is None else value >= limit)
-
-
-def lines(document: Mapping[str, Any]) -> list[str]:
-    """The verdict of a suite's document as lines of text: aims first, then what was skipped."""
-    found = [
-        f"{each['what']}: {'-' if each['value'] is None else format(each['value'], '.3g')} "
-        f"({each['limit']}; {'not judged' if each['met'] is None else 'met' if each['met'] else 'MISSED'})"
-        for each in document["criteria"]
-    ]
-    busy = ["the host was busy or noisy: read the errors with that in mind"] if document.get("busy") else []
-    skipped = [f"skipped: {what}: {why}" for what, why in document["skipped"].items()]
-    return [*busy, *found, *skipped, *(f"note: {note}" for note in document["notes"])]
+    met = None if value is None else value >= limit
+    return Criterion(what=what, value=value, limit=f">= {limit:.3g}", met=met, within=met)

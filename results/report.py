@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 
 from . import plots
 from .compare import BASELINE_POLICY, NOISY_PERCENT, Comparison, PlanRow, compare, plan_row
 from .errors import InputError
+from .page import PAGE, bullets, cards, embedded, section, table
 from .record import Run
 from .store import write_text
 from .tables import (
@@ -31,56 +30,7 @@ from .trace import side_by_side, write_trace
 
 __all__ = ["headlines", "plan_table", "report"]
 
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; }
-h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 2px solid #1a1a1a; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .8rem;
-  padding: 0; margin: 1rem 0; }
-.facts div { border: 1px solid #999; border-radius: 4px; padding: .6rem .8rem; break-inside: avoid; }
-.facts dt { font-size: .9rem; color: #333; }
-.facts dd { margin: 0; }
-.facts dd.value { font-size: 1.5rem; font-weight: 600; }
-.facts dd.meaning { font-size: .82rem; color: #444; line-height: 1.35; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .4rem 0; }
-th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #ccc; vertical-align: top; }
-th { border-bottom: 2px solid #666; }
-th.text, td.text { text-align: left; }
-td.text { overflow-wrap: anywhere; }
-td.number { white-space: nowrap; }
-figure { margin: 1.5rem 0; break-inside: avoid; }
-figure img { max-width: 100%; height: auto; }
-figcaption { font-size: .9rem; color: #333; }
-.busy { border: 3px solid #b30000; padding: .6rem 1rem; margin: 1rem 0; }
-.busy strong { color: #b30000; }
-details { margin: .6rem 0; }
-summary { cursor: pointer; font-weight: 600; }
-@media print { body { max-width: none; margin: 0; font-size: 11pt; } tr { break-inside: avoid; } }
-</style>
-</head>
-<body>
-<main>
-<h1>$title</h1>
-<p>$lead</p>
-$busy
-$sections
-</main>
-</body>
-</html>
-""")
-
 DRIFT_TOLD_PERCENT = 2.0
-TEXT_COLUMNS = {"policy", "parameters", "samples", "device", "run", "name", "value", "lost", "binds", "critical path"}
 
 
 def report(runs: Sequence[Run], folder: Path, *, seed: int = 0) -> Path:
@@ -192,22 +142,22 @@ def _sections(
 ) -> list[str]:
     sections = []
     if comparison is not None:
-        sections.append(_section("How good the prediction was", _facts(facts(comparison))))
+        sections.append(section("How good the prediction was", cards(facts(comparison))))
     order = " + ".join(rows[0].plan) if len(rows[0].plan) <= MOST_SHARES else f"{len(rows[0].plan)} devices"
-    plans = _table(table_rows(rows), f"Step time per plan, {_fidelities(rows)} predictions; samples on {order}")
-    remarks = _bullets(_remarks(runs))
+    plans = table(table_rows(rows), f"Step time per plan, {_fidelities(rows)} predictions; samples on {order}")
+    remarks = bullets(_remarks(runs))
     if by_fidelity := fidelity_table(rows):
-        plans += _table(by_fidelity, "The same plans at each fidelity")
-    sections.append(_section("Plans", plans, remarks, *(_picture(*picture) for picture in pictures)))
-    ledgers = [_table(ledger_table(_sides(runs, row)), f"{plan_name(row)}, mean step") for row in _shown(rows).values()]
-    sections.append(_section("Where the time went", *ledgers))
+        plans += table(by_fidelity, "The same plans at each fidelity")
+    sections.append(section("Plans", plans, remarks, *(embedded(*each) for each in pictures)))
+    ledgers = [table(ledger_table(_sides(runs, row)), f"{plan_name(row)}, mean step") for row in _shown(rows).values()]
+    sections.append(section("Where the time went", *ledgers))
     simulated = [run for run in runs if run.manifest.kind == "simulated"]
-    sections.append(_section("What binds", _table(binding_table(simulated), "Of each prediction, what sets its pace")))
+    sections.append(section("What binds", table(binding_table(simulated), "Of each prediction, what sets its pace")))
     faults = faults_table(simulated)
     if faults:
-        sections.append(_section("What failures leave", _table(faults, "Goodput: useful time over wall time")))
-    sections.append(_section("What is not validated", _bullets(_limits(runs, rows, comparison))))
-    sections.append(_section("Provenance", *(_origin(run) for run in side_by_side(runs))))
+        sections.append(section("What failures leave", table(faults, "Goodput: useful time over wall time")))
+    sections.append(section("What is not validated", bullets(_limits(runs, rows, comparison))))
+    sections.append(section("Provenance", *(_origin(run) for run in side_by_side(runs))))
     return sections
 
 
@@ -237,53 +187,10 @@ def _fidelities(rows: Sequence[PlanRow]) -> str:
     return ", ".join(sorted({row.fidelity for row in rows}))
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(parts) + "\n</section>"
-
-
-def _facts(entries: Sequence[tuple[str, str, str]]) -> str:
-    cards = (
-        f'<div><dt>{escape(name)}</dt><dd class="value">{escape(value)}</dd>'
-        f'<dd class="meaning">{escape(text)}</dd></div>'
-        for name, value, text in entries
-    )
-    return '<dl class="facts">' + "\n".join(cards) + "</dl>"
-
-
-def _table(rows: Sequence[Mapping[str, str]], caption: str) -> str:
-    titles = list(rows[0])
-    head = "".join(f'<th scope="col" class="{_kind(title)}">{escape(title)}</th>' for title in titles)
-    lines = (
-        "<tr>" + "".join(f'<td class="{_kind(title)}">{escape(row[title])}</td>' for title in titles) + "</tr>"
-        for row in rows
-    )
-    body = "\n".join(lines)
-    return (
-        f'<div class="wide"><table><caption>{escape(caption)}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
-    )
-
-
-def _kind(title: str) -> str:
-    return "text" if title in TEXT_COLUMNS else "number"
-
-
-def _picture(caption: str, path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    image = f'<img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _bullets(items: Sequence[str]) -> str:
-    if not items:
-        return ""
-    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in dict.fromkeys(items)) + "</ul>"
-
-
 def _origin(run: Run) -> str:
     rows = [{"name": name, "value": value} for name, value in provenance_table(run)]
     title = f"{run.manifest.kind}: {run.manifest.label}"
-    return f"<details><summary>{escape(title)}</summary>{_table(rows, 'Inputs and circumstances')}</details>"
+    return f"<details><summary>{escape(title)}</summary>{table(rows, 'Inputs and circumstances')}</details>"
 
 
 def _contention(run: Run) -> Mapping[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .agreement import LEAST_LAUNCHES
 from .compare import BALANCED_PERCENT, JUDGED_FROM, Comparison, PlanRow
 from .fidelities import FIDELITIES
 from .groups import groups
@@ -159,7 +160,7 @@ def _coverage_fact(each: Comparison) -> Fact:
     judged = (
         f"80 % expected; p = {each.coverage_p_value:.2g}"
         if each.coverage_p_value is not None
-        else f"not judged under {JUDGED_FROM}"
+        else f"not judged under {JUDGED_FROM} and {LEAST_LAUNCHES} launches"
     )
     return (
         "coverage",

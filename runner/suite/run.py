@@ -17,8 +17,10 @@ from ...results.errors import InputError, WorkerFailedError
 from ...results.pooled import CaseResult, Observation, SuiteResult, suite_result
 from ...results.record import Run
 from ...results.store import read_text, to_json, write_text
+from ...results.suite_report import suite_report
 from ...sim.spec import MAX_INPUT_BYTES, Scenario, scenario_from
 from ..calibrate import Report, Tick, calibrate
+from ..history import remember
 from ..launch import require_torch
 from ..operators import operators_timer
 from ..replay import lanes_of, replay
@@ -80,9 +82,10 @@ def run_suite(
             interrupted = True
             break
     done = [kept[case.name] for case in suite.cases if case.name in kept]
-    whole = len(done) == len(suite.cases)
-    result = suite_result(suite.name, done, whole=whole, interrupted=interrupted, notes=notes)
+    asked = [case.name for case in suite.cases]
+    result = suite_result(suite.name, done, asked=asked, interrupted=interrupted, notes=notes)
     if done:
+        result = result.model_copy(update={"report": str(suite_report(result, place))})
         write_text(place / "suite.json", to_json(result.document()))
     return result
 
@@ -124,13 +127,16 @@ def run_case(
                 report=report,
                 tick=tick,
             )
-    except (InputError, WorkerFailedError) as reason:
-        how = "failed: " if isinstance(reason, WorkerFailedError) else ""
-        report(f"{case.name}: skipped: {how}{reason}")
-        result = result.model_copy(update={"skipped": {"all plans": f"{how}{reason}"}})
+    except InputError as reason:
+        report(f"{case.name}: skipped: {reason}")
+        result = result.model_copy(update={"skipped": {"all plans": str(reason)}})
+    except WorkerFailedError as reason:
+        report(f"{case.name}: FAILED: {reason}")
+        result = result.model_copy(update={"failed": str(reason)})
     else:
         if study.interrupted:
             raise KeyboardInterrupt  # a part of a case is none
+        remember(study.runs, place.parent, f"{place.name}/runs/{study.folder.name}")
         result = result.model_copy(update={**judged(study, scenario), "skipped": skipped})
     result = result.model_copy(update={"seconds": time.monotonic() - begin})
     write_text(folder / RESULT, to_json(result.model_dump(mode="json")))

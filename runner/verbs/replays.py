@@ -10,7 +10,7 @@ import typer
 from ...results.errors import InputError
 from .inputs import fixed, load, policies_of, seconds
 from .options import RUNS, Budget, Force, Json, Live, Policies, RunsFolder, ScenarioArgument, Seed, Settings
-from .output import DONE, INTERRUPTED, emit, following, remark, tabulate, terminal
+from .output import CRASH, DONE, INTERRUPTED, emit, following, remark, tabulate, terminal
 from .verdicts import compared
 
 
@@ -78,7 +78,9 @@ def _suite(
     )
     emit(result.document(), as_json, rows, f"suite {result.suite}")
     remark(as_json, lines)
-    return INTERRUPTED if result.interrupted else DONE
+    if result.interrupted:
+        return INTERRUPTED
+    return CRASH if result.failed else DONE
 
 
 def train(

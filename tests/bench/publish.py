@@ -72,6 +72,8 @@ def publish_suite() -> None:
         {key: value for key, value in case.items() if key not in ("folder", "observations")}
         for case in document["cases"]
     ]
+    for key in ("report", "plans"):
+        document.pop(key)  # a path, and what the cases say too
     _write("suite.json", {**document, "date": datetime.now(UTC).date().isoformat(), "host": fingerprint()})
 
 
@@ -129,6 +131,8 @@ def rendered(text: str) -> str:
 
 def demo_lines(demo: dict[str, Any]) -> list[str]:
     """The table of plans, and the verdict over them."""
+    from steelyard.results.agreement import LEAST_LAUNCHES
+
     lines = [
         "| policy | samples | predicted ms (80 % of launches) | measured ms (80 %) | error |",
         "|---|---|---|---|---|",
@@ -152,6 +156,8 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
         f"{demo['search_trials']} trials at {demo['search_trials_per_s']:.0f} per second. "
         + ("**The host was busy or noisy.**" if demo["busy"] else "The host was quiet."),
     ]
+    if not demo["judged"]:
+        lines[-1] += f" **Not judged: {demo['launches']} launches, and it takes {LEAST_LAUNCHES}.**"
     if steady := demo.get("steadied"):
         lines[-1] += (
             " With the lanes' drift since the predictions taken out: "
@@ -329,7 +335,10 @@ def chaos_lines() -> list[str]:
 
 
 def suite_lines() -> list[str]:
-    """What a wider suite of replays came to: each aim, then each case."""
+    """What a wider suite of replays came to: each aim, each case, how much of it was measured, what was noted."""
+    from steelyard.results.pooled import Criterion
+    from steelyard.results.suite_report import measured_line, shared_lines
+
     place = SCOREBOARD / "suite.json"
     if not place.exists():
         return ["`make suite` has not been run on this version."]
@@ -337,21 +346,30 @@ def suite_lines() -> list[str]:
     lines = ["| over all cases | figure | aim | |", "|---|---|---|---|"]
     for each in found["criteria"]:
         value = "-" if each["value"] is None else f"{each['value']:.2f}"
-        met = "not judged" if each["met"] is None else "met" if each["met"] else "**missed**"
+        met = Criterion.model_validate(each).verdict().replace("MISSED", "**missed**").replace("OUTSIDE", "**outside**")
         lines.append(f"| {each['what']} | {value} | {each['limit']} | {met} |")
     columns = (
         "case | lanes | plans | signed error | absolute | worst | τ | regret | coverage (width) | noise floor | host"
     )
     lines += ["", f"| {columns} |", "|---" * 11 + "|", *(_case_line(case) for case in found["cases"] if case["lanes"])]
     host = found["host"]
-    skipped = "; ".join(f"{what}: {why}" for what, why in found["skipped"].items())
+    skipped, failed = ("; ".join(f"{what}: {why}" for what, why in found[key].items()) for key in ("skipped", "failed"))
     return [
         *lines,
         "",
+        f"{sentence(measured_line(found))} {' '.join(map(sentence, shared_lines(found)))}",
+        "",
         f"On {found['date']}, {host['cores']} cores of {host['cpu']}, by `make suite`; "
         f"{found.get('coverage_count', 0)} launch medians are pooled in the coverage. "
-        + (f"Skipped: {skipped}." if skipped else "Nothing was skipped."),
+        + (f"Skipped: {skipped}. " if skipped else "")
+        + (f"**Failed: {failed}.** " if failed else "")
+        + " ".join(sentence(note) for note in found["notes"]),
     ]
+
+
+def sentence(text: str) -> str:
+    """A line of the tool's output as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _case_line(case: dict[str, Any]) -> str:

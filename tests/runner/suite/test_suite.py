@@ -98,8 +98,14 @@ def test_a_small_suite_is_measured_whole_and_not_twice(tmp_path: Path, capsys: p
     assert run(["replay", "--suite", "small", "--json", "--runs", str(tmp_path)]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["whole"]
-    assert document["plans"] >= 3
-    assert document["coverage_count"] == 2 * document["plans"]
+    assert document["plan_count"] >= 3
+    assert document["coverage_count"] == 2 * document["plan_count"]
+    assert {plan["case"] for plan in document["plans"]} == {"bert-splits"}
+    assert Path(document["report"]).is_file()
+    assert not document["judged"]
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert {line["study"] for line in history} == {f"suite-small/runs/{document['cases'][0]['folder']}"}
+    assert {line["scenario"] for line in history} == {"bert-splits"}
     (done, nowhere) = document["cases"]
     assert "grid(tensor=2)" in done["skipped"]
     assert "there is no core 60000" in nowhere["skipped"]["all plans"]  # a core that no host has
@@ -121,3 +127,20 @@ def test_a_small_suite_is_measured_whole_and_not_twice(tmp_path: Path, capsys: p
     assert not short.whole
     assert short.notes == ["the budget ended before 1 of 2 cases"]
     assert short.pooled == again.pooled
+
+
+def test_a_case_whose_worker_died_is_a_failure_and_no_skipped_case(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers find a torch that cannot be imported: they die, as any may."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise SystemExit('this torch is broken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    case = load_suite("small").cases[0].model_dump(exclude={"settings"})
+    (tmp_path / "s.toml").write_text(tomli_w.dumps({"name": "s", "cases": [case]}))
+    assert run(["replay", "--suite", str(tmp_path / "s.toml"), "--json", "--runs", str(tmp_path)]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert not document["whole"]
+    assert document["skipped"] == {}
+    assert "this torch is broken" in document["failed"]["bert-splits"]
+    assert read_case(tmp_path / "suite-s" / "bert-splits", document["cases"][0]["digest"]) is None
