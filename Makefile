@@ -33,13 +33,13 @@ COVERAGE ?=
 test: $(STAMP)  ## Tests (without slow ones and benchmarks); COVERAGE=--cov measures coverage by folder
 	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not bench' $(COVERAGE)
 
-# What only computes shares the cores, and is not traced: the default run covers the same code. Real lanes have the cores to
-# themselves.
+# What only computes is not traced: the default run covers the same code. Two files with real lanes share the cores: these
+# tests hold invariants, and much of their time is waiting.
 COMPUTING := $(addprefix tests/runner/test_,validate.py adaptive_verbs.py attention_verbs.py attention_training.py capture.py)
 
 slow: $(STAMP)  ## Tests that take longer: real lanes, kills, whole loops
 	$(BIN)/pytest -n 2 --dist worksteal -m 'slow and not bench' $(COMPUTING) tests/system tests/policies tests/sim tests/results
-	$(BIN)/pytest -m 'slow and not bench' $(if $(COVERAGE),$(COVERAGE) --cov-append) tests/runner $(addprefix --ignore=,$(COMPUTING))
+	$(BIN)/pytest -n 2 --dist loadfile -m 'slow and not bench' $(if $(COVERAGE),$(COVERAGE) --cov-append) tests/runner $(addprefix --ignore=,$(COMPUTING))
 
 # No $(STAMP): whoever edits pyproject.toml can still lint without a network.
 lint:  ## Style, types, import direction (needs `make venv` once)

@@ -39,7 +39,7 @@ from .hosts.machines import further_lanes, study_fingerprint
 from .isolation.machines import machines
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .layering import build_layer_profile
-from .linking import REPEATS, build_messages, groups_of, message_tasks
+from .linking import REPEATS, WORK, build_messages, groups_of, message_tasks
 from .resolving import job_of, workload_of
 from .staging import stage_pass, staging_tasks
 from .waking import waking_points, waking_tasks
@@ -333,12 +333,12 @@ def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibra
             for size in sizes
         ]
         own += [
-            {"op": "all_reduce", "bytes": size, "repeats": REPEATS, "ranks": ranks}
+            {"op": "all_reduce", "bytes": size, "repeats": REPEATS, "work": WORK, "ranks": ranks}
             for ranks in groups_of(lanes)
             for size in collective_sizes(workload)
         ]
         own += [
-            {"op": kind, "bytes": size, "repeats": REPEATS, "ranks": list(range(lanes))}
+            {"op": kind, "bytes": size, "repeats": REPEATS, "work": WORK, "ranks": list(range(lanes))}
             for kind in SHARDING
             for size in collective_sizes(workload)
             if lanes > 1

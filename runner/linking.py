@@ -14,8 +14,8 @@ from .launch import LaunchResult, Task
 MOST_PAIRED = 6
 """Beyond so many lanes their pairs are not measured one by one: the table of all stands for them."""
 REPEATS = 8
-WORK = 4
-"""Samples of the forward pass that the sender of a message does before it."""
+WORK = 2
+"""Samples of the forward pass that comes before each collective, and before a message at its sender."""
 
 
 def groups_of(lanes: int) -> list[list[int]]:

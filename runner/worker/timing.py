@@ -72,6 +72,7 @@ def all_gather(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _collectives(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """When each member, which has computed before as in a step of a plan, entered and left each of them."""
     import torch
     import torch.distributed as dist
 
@@ -84,6 +85,7 @@ def _collectives(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     if member.rank not in ranks:
         return {"times": []}
     for _ in range(task["repeats"] + 2):
+        work(member, task.get("work", 0))
         whole.fill_(1.0)
         start = member.now()
         with member.state.waits():
@@ -115,7 +117,7 @@ def message(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     for number in range(2 * (task["repeats"] + 1)):
         sends = number % 2 == place
         if sends:
-            work(member, task["work"])
+            work(member, task.get("work", 0))
         start = member.now()
         pending = dist.batch_isend_irecv([dist.P2POp(dist.isend if sends else dist.irecv, buffer, peer, group)])
         with member.state.waits():
@@ -126,11 +128,12 @@ def message(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(member: Member, samples: int) -> None:
-    """A forward pass that nothing is learned from."""
+    """A forward pass that nothing is learned from; of no samples, nothing."""
     import torch
 
-    with torch.no_grad():
-        member.loss(0, samples, 1)
+    if samples:
+        with torch.no_grad():
+            member.loss(0, samples, 1)
 
 
 def block(member: Member, task: dict[str, Any]) -> dict[str, Any]:
