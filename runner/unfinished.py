@@ -26,9 +26,9 @@ from ..sim.checking import validate
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from .history import remember
+from .kept import MEND, Document, check_launch
 from .protocol import Measurement
 
-Document = dict[str, Any]
 MAX_BYTES = 2**30
 """No file of a launch is longer."""
 KILLED = "the driver was killed"
@@ -149,14 +149,17 @@ class Launches:
         write_text(self.folder / f"{len(self.files):04d}.json", json.dumps(launch))
 
     def read(self) -> tuple[Document, list[Document]]:
-        """What was measured, and the complete launches.
+        """What was measured, and the complete launches: of these, all is there that runs are made of.
 
         Raises:
             InputError: a file is damaged, or what was measured was written by another version.
         """
         begun = _read(self.begun, f"remove {self.folder}: without this file its launches cannot be used")
-        _check(begun, self.begun)
-        return begun, [_read(file, "remove the file; the other launches are used") for file in self.files]
+        scenario = _checked(begun, self.begun)
+        launches = [_read(file, MEND) for file in self.files]
+        for file, launch in zip(self.files, launches, strict=True):
+            check_launch(launch, file, begun, scenario)
+        return begun, launches
 
     def remove(self) -> None:
         """Forget them: their measured runs are on disk, or there is nothing to keep."""
@@ -174,8 +177,8 @@ def _read(file: Path, mend: str) -> Document:
     return document
 
 
-def _check(begun: Document, file: Path) -> None:
-    """Refuse what this version did not write.
+def _checked(begun: Document, file: Path) -> Scenario:
+    """The scenario of what this version wrote; anything else is refused.
 
     Raises:
         InputError: another version, kind or shape.
@@ -187,7 +190,7 @@ def _check(begun: Document, file: Path) -> None:
     if not isinstance(kind, str) or kind not in SHAPES:
         raise InputError(f"{file}: kind", f"is {kind!r}, known are {', '.join(SHAPES)}", mend)
     try:
-        validate(SHAPES[kind], begun, str(file), prefix=f"{file}: ")
+        return validate(SHAPES[kind], begun, str(file), prefix=f"{file}: ").scenario
     except InputError as error:
         raise InputError(error.path, error.problem, mend) from error
 

@@ -559,8 +559,8 @@ def test_what_another_version_began_is_refused_by_the_name_of_its_file(tiny_scen
     with launches.measuring(begun_of(tiny_scenario, entries, 3, sealed, [])):
         shutil.copytree(launches.study, killed.study)
     whole = killed.begun.read_text()
-    killed.add({"tasks": [], "answers": []})
     assert killed.read()[0] == json.loads(whole)
+    killed.add({"tasks": [], "answers": []})
     for name, (spoil, field_name) in SPOILT.items():
         begun = json.loads(whole)
         spoil(begun)
