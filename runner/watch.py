@@ -4,8 +4,8 @@ A worker writes a line after every step and task (four times a second where it i
 and keeps a byte that says whether it waits for others: in a collective, for a message of a neighbour, for the
 driver. So when all are silent, the one at fault is the one that does not wait. How many lines each has written does
 not tell: stages of a pipeline have different numbers of passes. They are counted only where a worker shows no such
-byte, as on another machine. What workers cannot tell, the kernel does: who was stopped, who was killed for its
-memory, whose connection gets no answer.
+byte yet; that of one on another machine is shown here by what stands for it (:mod:`.hosts.relay`). What workers cannot
+tell, the kernel does: who was stopped, who was killed for its memory, whose connection gets no answer.
 
 =============================  ==============================================================
 fault                          detected within
@@ -110,7 +110,7 @@ class Worker:
         """What the worker's byte says; None where it shows none."""
         try:
             return state_file(self.log).read_bytes()[0]
-        except (FileNotFoundError, IndexError):  # not begun, or not on this machine
+        except (FileNotFoundError, IndexError):  # not begun, or on another machine and not told yet
             return None
 
     def last_words(self) -> str:

@@ -16,6 +16,7 @@ from ..devices import NamedLane, candidate_lanes, fingerprint
 from ..isolation.room import rooms
 from ..launch import start_worker
 from ..places import new_place, sweep_places
+from ..watch import Worker
 from .mailbox import Store, put, put_words, take, take_words
 from .membership import Membership, interface_towards
 
@@ -23,6 +24,8 @@ LOOK_S = 0.1
 """Between two looks for an order."""
 SAID_S = 0.05
 """Lines are passed on in letters that so long a time has gone into: a letter a step would disturb the step."""
+QUIET_S = 0.5
+"""A worker that has said nothing for so long has its state passed on whenever that is another."""
 SILENT_S = 10.0
 """A relay that has given no sign of life for so long is gone, and its worker with it."""
 FETCH_S = 60.0
@@ -72,7 +75,7 @@ def run_order(membership: Membership, order: dict[str, Any]) -> None:
             (place / "job.json").write_text(json.dumps(job))
             worker = start_worker(room, rank, place)
             try:
-                code = _listen(store, key, worker.process)
+                code = listen(store, key, worker)
             finally:
                 _kill(worker.process)
             words = worker.last_words()
@@ -81,10 +84,10 @@ def run_order(membership: Membership, order: dict[str, Any]) -> None:
             put(store, f"{key}/log", words.encode())
             if code == 0:
                 put(store, f"{key}/result", (place / f"rank-{rank}.json").read_bytes())
-        _say(store, key, "", code)
+        say(store, key, "", code)
     except Exception as error:  # whatever it is, the driver must hear of it, or it would wait in vain
         put(store, f"{key}/log", f"{type(error).__name__}: {error}\n".encode())
-        _say(store, key, "", 1)
+        say(store, key, "", 1)
         raise
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -94,28 +97,42 @@ _said: dict[str, int] = {}
 """Letters of lines so far, by worker."""
 
 
-def _say(store: Store, key: str, lines: str, code: int | None = None) -> None:
+def say(store: Store, key: str, lines: str, code: int | None = None, state: int | None = None) -> None:
+    """Send a letter: lines of a worker, its state where it shows one, and in the last letter its exit code."""
     number = _said.get(key, 0)
     _said[key] = number + 1
-    put_words(store, f"{key}/said/{number}", {"lines": lines, "code": code})
+    put_words(store, f"{key}/said/{number}", {"lines": lines, "code": code, "state": state})
 
 
-def _listen(store: Store, key: str, process: subprocess.Popen[bytes]) -> int:
-    """Pass a worker's lines on until it ends, or until nobody is there to hear them."""
+def listen(store: Store, key: str, worker: Worker) -> int:
+    """Pass a worker's lines on, and its state with them, until it ends, or until nobody is there to hear them.
+
+    A worker that is silent may wait or be stuck: its state goes alone then, whenever it is another than was told.
+
+    Returns:
+        Its exit code; 1 where nobody hears any more.
+    """
+    process = worker.process
+    told: int | None = None
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     signs, since = 0, time.monotonic()
+    spoke = since
     while True:
         ended = process.poll()
         text = (process.stdout.read() or b"").decode(errors="replace")
+        now = time.monotonic()
         if text:
-            _say(store, key, text)
+            spoke = now
+        if text or (now - spoke > QUIET_S and worker.state != told):
+            told = worker.state
+            say(store, key, text, state=told)
         if ended is not None:
             return ended
-        now = store.add(f"{key}/alive", 0)
-        if now != signs:
-            signs, since = now, time.monotonic()
-        elif time.monotonic() - since > SILENT_S:
+        heard = store.add(f"{key}/alive", 0)
+        if heard != signs:
+            signs, since = heard, now
+        elif now - since > SILENT_S:
             return 1
         time.sleep(SAID_S)
 

@@ -2,8 +2,8 @@
 
 Run as ``python -m steelyard.runner.hosts.relay FOLDER RANK`` by :mod:`steelyard.runner.launch` in place of a worker, so
 that watching, killing and reading results are the same for both. It sends the job (and the samples, once for all) to
-the other machine's :mod:`steelyard.runner.hosts.agent` and gives a sign of life while it lives; without one the agent
-kills the worker.
+the other machine's :mod:`steelyard.runner.hosts.agent`, shows the worker's state in a byte of its own as a worker does,
+and gives a sign of life while it lives; without one the agent kills the worker.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..worker.signs import State, state_file
 from .mailbox import Store, put, put_words, take, take_words
 from .membership import join_store
 
@@ -36,7 +37,7 @@ def main() -> None:
     store = join_store(place["host"], place["port"])
     key = f"{place['prefix']}/rank/{rank}"
     _order(store, key, job, rank)
-    code = _pass_lines(store, key)
+    code = pass_on(store, key, state_file(folder / f"rank-{rank}.log"))
     sys.stderr.write(take(store, f"{key}/log", FETCH_S).decode(errors="replace"))
     sys.stderr.flush()
     if code == 0:
@@ -61,9 +62,10 @@ def _order(store: Store, key: str, job: dict[str, Any], rank: int) -> None:
     put_words(store, f"order/{machine}/{number}", {"key": key, "rank": rank, "job": job, "file": digest})
 
 
-def _pass_lines(store: Store, key: str) -> int:
-    """Write what the worker writes until it ends; its exit code."""
+def pass_on(store: Store, key: str, file: Path) -> int:
+    """Write what the worker writes, and show its state in a file of this machine, until it ends; its exit code."""
     number, sign = 0, 0.0
+    state: State | None = None
     while True:
         if time.monotonic() - sign > ALIVE_S:
             sign = time.monotonic()
@@ -72,6 +74,9 @@ def _pass_lines(store: Store, key: str) -> int:
             time.sleep(LOOK_S)
             continue
         words = take_words(store, f"{key}/said/{number}", FETCH_S)
+        if words["state"] is not None:
+            state = state or State(file)
+            state.show(words["state"])
         sys.stdout.write(words["lines"])
         sys.stdout.flush()
         number += 1

@@ -42,8 +42,7 @@ def main() -> None:
     say("done 0")
     results = []
     for number, task in enumerate(job["tasks"], 1):
-        # Who hangs on another machine is known by its lines alone, and whoever trains counts steps by them.
-        member.signs.terse = task["op"] in TIMED and job.get("store") is None
+        member.signs.terse = task["op"] in TIMED  # whoever trains counts steps by lines
         results.append(TASKS[task["op"]](member, task))
         say(f"done {number} {results[-1].get('loss', '')}".rstrip())
     partial = folder / f".rank-{rank}.json"

@@ -23,7 +23,8 @@ class State:
     """Whether a worker is at work or waits for others: a byte in a file, which the driver reads when all are silent.
 
     A line for every send and receive would wake the driver each time, on a processor that lanes are measured on; to set
-    a byte of mapped memory takes no call of the system.
+    a byte of mapped memory takes no call of the system. What stands for a worker on another machine keeps such a byte
+    too, as it is told (:mod:`steelyard.runner.hosts.relay`).
     """
 
     def __init__(self, file: Path) -> None:
@@ -42,6 +43,10 @@ class State:
         """Within it, the worker waits for nobody: the part of a wait that is its own work."""
         with self._set(WORKS):
             yield
+
+    def show(self, value: int) -> None:
+        """Say so from now on."""
+        self._byte[0] = value
 
     @contextmanager
     def _set(self, value: int) -> Iterator[None]:

@@ -91,7 +91,7 @@ def test_nobody_is_named_where_all_wait_though_one_has_said_less(watched: Watche
 
 
 def test_lines_are_counted_where_one_shows_no_state(watched: Watched) -> None:
-    """A lane on another machine."""
+    """A lane that has not begun, or one on another machine of which nothing is told yet."""
     fault = watched(f"{READY} echo waits; {WORKING} {FOREVER}", f"{READY} {FOREVER}")
     assert (fault.kind, fault.lane) == ("hung", "b")
 

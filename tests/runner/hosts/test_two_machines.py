@@ -15,10 +15,14 @@ import psutil
 import pytest
 import tomli_w
 from steelyard.runner.devices import NamedLane, available_cpus
+from steelyard.runner.execution import division
 from steelyard.runner.isolation.capabilities import this_host
 from steelyard.runner.isolation.holder import held
 from steelyard.runner.isolation.wiring import layout
+from steelyard.runner.resolving import job_of
 from steelyard.sim.device import Wire
+from steelyard.sim.plan import Plan
+from steelyard.sim.spec import Scenario
 
 pytest.importorskip("torch", reason="workers need the runner extra")
 pytestmark = pytest.mark.slow
@@ -146,6 +150,75 @@ def test_a_driver_that_is_killed_takes_all_machines_along(folder: Path) -> None:
         assert not psutil.wait_procs([worker], timeout=20)[1]
     assert parts[1].returncode == 1
     assert "the first machine is gone" in error
+
+
+DRIVER = """
+import json, os, sys
+from pathlib import Path
+from steelyard.runner.devices import NamedLane
+from steelyard.runner.hosts.machines import Machines, current
+from steelyard.runner.hosts.membership import Membership
+from steelyard.runner.launch import run_group
+from steelyard.runner.watch import FaultError
+job, lanes, task, data = json.loads(sys.argv[2])
+membership = Membership.read(os.environ)
+store = membership.open_store()
+current.set(Machines.gather(membership, store))
+try:
+    run_group([NamedLane.model_validate(lane) for lane in lanes], [task], job, timeout_s=20, data=Path(data))
+except FaultError as error:
+    print(json.dumps([error.fault.kind, error.fault.lane]))
+finally:
+    store.set("over", "0")
+    while store.add("goodbye", 0) < 1:
+        pass
+"""
+FOR_EVER = 1e12
+"""A pass that takes so many times as long as it would."""
+STAGES = [
+    {"first": first, "last": last, "replicas": [{"devices": [name]}]}
+    for first, last, name in ((0, 2, "here"), (2, 4, "there"))
+]
+SHARDED = [
+    {"stages": [{"first": 0, "last": 4, "replicas": [{"devices": [name]}]}], "micro_batches": [size]}
+    for name, size in (("here", 20), ("there", 10))
+]
+PLANS = {
+    "1f1b": {"pipelines": [{"stages": STAGES, "micro_batches": [10, 10, 10]}], "schedule": "1f1b"},
+    "zero 2": {"pipelines": SHARDED, "zero": 2},
+}
+
+
+@pytest.mark.parametrize(("plan", "lane"), [("1f1b", "here"), ("1f1b", "there"), ("zero 2", "there")])
+def test_a_lane_that_hangs_is_named_on_whichever_machine_it_is(
+    folder: Path, tiny_scenario: Scenario, plan: str, lane: str
+) -> None:
+    """In plans whose lanes say unequally much: by what each does, and not by how many lines it wrote."""
+    names, cores = ["here", "there"], available_cpus()
+    lanes = [
+        NamedLane(name=name, machine=number, cpus=[cores[-number]]).model_dump(mode="json")
+        for number, name in enumerate(names)
+    ]
+    job, data = job_of(tiny_scenario.workload, tiny_scenario.training, folder, seed=0)
+    hung = [FOR_EVER if name == lane else 1.0 for name in names]
+    task = {
+        "op": "course",
+        "division": division(Plan.parse(PLANS[plan]), tiny_scenario.workload, names),
+        "ranks": [0, 1],
+        "total": 3,
+        "points": [],
+        "slow": [hung if step == 1 else [1.0, 1.0] for step in range(3)],
+    }
+
+    def launcher(number: int) -> list[str]:
+        return by_hand(number) if number else [sys.executable, "-c", DRIVER]
+
+    words = json.dumps([job, lanes, task, str(data)])
+    with parts_of(folder, launcher, "calibrate", words) as (_, parts):
+        out, error = parts[0].communicate(timeout=180)
+        parts[1].communicate(timeout=60)
+    assert parts[0].returncode == 0, error
+    assert json.loads(out) == ["hung", lane], error
 
 
 def _worker_below(pid: int) -> psutil.Process:
