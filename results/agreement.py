@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from .metrics import binomial_p_value
@@ -59,25 +60,6 @@ class Agreement(Record):
     busy: bool
 
 
-def error_figures(errors: Sequence[tuple[str, float]], balanced: Sequence[float]) -> dict[str, Any]:
-    """What the errors of plans come to.
-
-    Args:
-        errors: label and signed error in percent of each plan, one at least.
-        balanced: the errors of those at the balance point.
-    """
-    worst_plan, worst = max(errors, key=lambda each: abs(each[1]))
-    return {
-        "mean_error_percent": mean([error for _, error in errors]),
-        "balance_error_percent": mean(balanced),
-        "balance_plans": len(balanced),
-        "mape_percent": mean([abs(error) for _, error in errors]),
-        "worst_error_percent": abs(worst),
-        "worst_signed_error_percent": worst,
-        "worst_plan": worst_plan,
-    }
-
-
 def coverage_figures(seen: Sequence[tuple[bool, float]], judged_from: int, launches: int) -> dict[str, Any]:
     """What observations of intervals come to.
 
@@ -93,10 +75,5 @@ def coverage_figures(seen: Sequence[tuple[bool, float]], judged_from: int, launc
         "coverage_count": count,
         "coverage_judged": judged,
         "coverage_p_value": binomial_p_value(inside, count) if judged else None,
-        "interval_width_percent": mean([width for _, width in seen]),
+        "interval_width_percent": fmean(width for _, width in seen),
     }
-
-
-def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean of one value or more."""
-    return sum(values) / len(values)

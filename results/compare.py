@@ -12,13 +12,14 @@ from typing import Any
 
 from pydantic import Field
 
-from .agreement import LEAST_LAUNCHES, Agreement, coverage_figures, error_figures
+from .agreement import LEAST_LAUNCHES, Agreement, coverage_figures
 from .errors import InputError
 from .fidelities import FIDELITIES, FidelityScore, scores
 from .ledger import step_times
 from .metrics import (
     Launches,
     bootstrap_interval,
+    error_figures,
     interval_of,
     kendall_tau,
     median,

@@ -10,7 +10,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -163,3 +163,22 @@ def binomial_p_value(inside: int, count: int, share: float = INTERVAL) -> float:
 
 def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
+
+
+def error_figures(errors: Sequence[tuple[str, float]], balanced: Sequence[float]) -> dict[str, Any]:
+    """What the errors of plans come to.
+
+    Args:
+        errors: label and signed error in percent of each plan, one at least.
+        balanced: the errors of those at the balance point.
+    """
+    worst_plan, worst = max(errors, key=lambda each: abs(each[1]))
+    return {
+        "mean_error_percent": statistics.fmean(error for _, error in errors),
+        "balance_error_percent": statistics.fmean(balanced),
+        "balance_plans": len(balanced),
+        "mape_percent": statistics.fmean(abs(error) for _, error in errors),
+        "worst_error_percent": abs(worst),
+        "worst_signed_error_percent": worst,
+        "worst_plan": worst_plan,
+    }

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from pydantic import Field
 
-from .agreement import LEAST_LAUNCHES, Agreement, coverage_figures, error_figures, mean
+from .agreement import LEAST_LAUNCHES, Agreement, coverage_figures
 from .compare import Comparison, PlanRow, balanced_rows
 from .fidelities import FIDELITIES, FidelityScore, score
-from .metrics import kendall_tau
+from .metrics import error_figures, kendall_tau
 from .record import SCHEMA_VERSION, Record
 from .recovery import WITHIN_STEPS
 from .steadied import steadied
@@ -207,8 +208,8 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
         judged=launches >= LEAST_LAUNCHES,
         fidelities=_by_fidelity([row for case in cases for row in case.rows]),
         **_regrets([case for case in cases if case.comparison is not None]),
-        noise_floor_percent=math.sqrt(mean([floor**2 for floor in floors])) if floors else None,
-        speedup_over_uniform=math.exp(mean([math.log(each) for each in speedups])) if speedups else None,
+        noise_floor_percent=math.sqrt(fmean(floor**2 for floor in floors)) if floors else None,
+        speedup_over_uniform=math.exp(fmean(math.log(each) for each in speedups)) if speedups else None,
         optimum_share_percent=min(known, default=None),
         **_regained([row for case in cases for row in case.rows]),
         steadied=steadied(
@@ -274,7 +275,7 @@ def _regrets(cases: Sequence[CaseResult]) -> dict[str, Any]:
     return {
         "regret_percent": regret,
         "regret_limit_percent": None if regret is None else limits[name],
-        "mean_regret_percent": mean([regret for _, _, regret in known]) if known else None,
+        "mean_regret_percent": fmean(regret for _, _, regret in known) if known else None,
         "picked": f"{name}: {worst.picked}",
         "measured_best": f"{name}: {worst.measured_best}",
     }

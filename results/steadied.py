@@ -8,10 +8,9 @@ are divided by that. The predictions stay as they were sealed, and the figures o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean
 from typing import Any
 
-from .metrics import Launches
+from .metrics import Launches, error_figures
 from .record import Record
 
 
@@ -51,13 +50,6 @@ def steadied(
     covered = [each for each in inside if each is not None]
     if not known or len(known) < len(errors) or len(middle) < len(balanced) or len(covered) < len(inside):
         return None
-    worst = max(known, key=lambda label: abs(known[label]))
-    return Steadied(
-        plans=len(known),
-        mean_error_percent=mean(known.values()),
-        balance_error_percent=mean(middle),
-        mape_percent=mean(map(abs, known.values())),
-        worst_error_percent=abs(known[worst]),
-        worst_plan=worst,
-        coverage_percent=100 * sum(covered) / len(covered),
-    )
+    figures = error_figures(list(known.items()), middle)
+    own = {name: figures[name] for name in figures.keys() & Steadied.model_fields}
+    return Steadied(plans=len(known), coverage_percent=100 * sum(covered) / len(covered), **own)

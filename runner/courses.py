@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ..results.errors import InputError, WorkerFailedError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval
-from ..results.record import DeviceLedger, Recovery, Run, digest, event_frame
+from ..results.record import DeviceLedger, Recovery, Run, digest
 from ..results.recovery import recovery
 from ..results.store import write_run
 from ..sim.adaptive import at_its_best, run_courses
@@ -35,7 +35,9 @@ from .replay import (
     gauged,
     hold_out,
     lanes_of,
+    measured_events,
     measured_manifest,
+    predicted_line,
     prove_entries,
     provenance,
     seal,
@@ -300,17 +302,7 @@ def predict_courses(
         run = replace(run, manifest=manifest, summary=summary)
         write_run(run, folder / run_folder(number, label, "predicted"))
         found.append(Contender(label, policy, run))
-        lines.append(
-            {
-                "label": label,
-                "policy": manifest.policy.model_dump(mode="json"),
-                "plan": run.plan,
-                "run_id": manifest.run_id,
-                "step_time_s": run.summary.step_time_s.model_dump(mode="json"),
-                "median_interval_s": list(run.summary.median_interval_s),
-                "decisions": run.decisions,
-            }
-        )
+        lines.append({**predicted_line(run), "decisions": run.decisions})
     return found, seal(lines, folder)
 
 
@@ -324,7 +316,7 @@ def measured_course(
     """One contender's measured run, put together from its launches."""
     courses, seed = [each.course for each in followed], begun["seed"]
     rows = [row for each in followed for row in course_rows(each.course, each.launch)]
-    events = event_frame(rows).sort_values(["launch", "start_s", "device"], kind="stable", ignore_index=True)
+    events = measured_events(rows)
     times = step_times(events)
     pooled = quantiles([seconds for each in times.values() for seconds in each])
     bound_s = work_bound_s(at_its_best(scenario))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..policies import make_policy
 from ..policies.overlap import step_s
@@ -52,6 +52,9 @@ from .protocol import (
 )
 from .resolving import job_of
 from .unfinished import Launches, Study, keep, killed, run_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LEAST_POINTS = 3
 """Calibrated sizes that must be left when those of the replayed plans are held out."""
@@ -489,18 +492,25 @@ def predict(
         predicted.append(Entry(entry.label, entry.record, entry.plan, run))
         lines.append(
             {
-                "label": entry.label,
-                "policy": entry.record.model_dump(mode="json"),
+                **predicted_line(run),
                 "plan_sha256": entry.plan.sha256,
-                "plan": entry.plan.document(),
-                "run_id": run.manifest.run_id,
-                "step_time_s": summary.step_time_s.model_dump(mode="json"),
-                "median_interval_s": list(summary.median_interval_s),
                 "launch_intervals_s": {count: list(ends) for count, ends in intervals.items()},
                 "fidelities": elsewhere,
             }
         )
     return predicted, seal(lines, folder)
+
+
+def predicted_line(run: Run) -> dict[str, Any]:
+    """What is sealed of a prediction, whatever is predicted."""
+    return {
+        "label": run.manifest.label,
+        "policy": run.manifest.policy.model_dump(mode="json"),
+        "plan": run.plan,
+        "run_id": run.manifest.run_id,
+        "step_time_s": run.summary.step_time_s.model_dump(mode="json"),
+        "median_interval_s": list(run.summary.median_interval_s),
+    }
 
 
 def seal(lines: Sequence[dict[str, Any]], folder: Path) -> str:
@@ -532,7 +542,7 @@ def measured_run(
     names = [device.name for device in scenario.cluster.devices]
     launches = measurement.launches
     rows = [row for number, launch in enumerate(launches) for row in _event_rows(launch, index, names, number)]
-    events = event_frame(rows).sort_values(["launch", "start_s", "device"], kind="stable", ignore_index=True)
+    events = measured_events(rows)
     times = step_times(events)
     medians = [quantiles(times[launch]).p50 for launch in sorted(times)]
     split = entry.plan.samples()
@@ -563,6 +573,11 @@ def measured_run(
     told = {"label": entry.label, "policy": entry.record, "twin_of": entry.twin_of}
     manifest = manifest.model_copy(update={**told, "notes": list(notes), "provenance": found})
     return Run(manifest=manifest, plan=entry.plan.document(), summary=summary, events=events)
+
+
+def measured_events(rows: Sequence[Row]) -> pd.DataFrame:
+    """The events of all launches, in order of time."""
+    return event_frame(rows).sort_values(["launch", "start_s", "device"], kind="stable", ignore_index=True)
 
 
 def measured_manifest(
