@@ -153,7 +153,7 @@ def test_a_driver_that_is_killed_takes_all_machines_along(folder: Path) -> None:
 
 
 DRIVER = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from steelyard.runner.devices import NamedLane
 from steelyard.runner.hosts.machines import Machines, current
@@ -171,7 +171,7 @@ except FaultError as error:
 finally:
     store.set("over", "0")
     while store.add("goodbye", 0) < 1:
-        pass
+        time.sleep(0.1)
 """
 FOR_EVER = 1e12
 """A pass that takes so many times as long as it would."""
