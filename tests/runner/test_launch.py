@@ -138,7 +138,8 @@ def test_hung_worker_is_named(driver: Driver, tiny_scenario: Scenario) -> None:
     assert not alive
 
 
-def test_a_worker_that_errs_tells_why() -> None:
+def test_a_worker_that_errs_tells_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others make theirs elsewhere
     with pytest.raises(WorkerFailedError, match="KeyError"):
         run_group([NamedLane(name="only")], [{"op": "no such task"}], {}, timeout_s=20)
-    assert not [each for each in Path(tempfile.gettempdir()).glob("steelyard-*") if (each / "job.json").exists()]
+    assert list(tmp_path.iterdir()) == []
