@@ -162,6 +162,7 @@ def _result(
         seeds=seeds,
         pruner=course.pruner,
         history=history,
+        goal=goal,
     )
 
 

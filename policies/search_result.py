@@ -72,6 +72,8 @@ class SearchResult:
     pruner: str = "none"
     history: tuple[FrozenTrial, ...] = field(default=(), repr=False, compare=False)
     """The trials as Optuna has them."""
+    goal: Goal | None = field(default=None, repr=False, compare=False)
+    """What was wanted, each scenario as the policies saw it."""
 
     @property
     def best(self) -> tuple[str, dict[str, Any], float]:

@@ -77,6 +77,8 @@ class PlanRow(Record):
     plan_sha256: str
     fidelity: str
     lower_bound_step_time_s: float
+    work_bound_step_time_s: float | None = None
+    """See :class:`steelyard.results.record.Summary`."""
     predicted: Predicted
     measured: Measured | None = None
     error_percent: float | None = None
@@ -219,6 +221,7 @@ def plan_row(prediction: Run) -> PlanRow:
         fidelity=summary.fidelity,
         in_sample=manifest.plan_sha256 in (_cluster(prediction).get("fitted_plans") or ()),
         lower_bound_step_time_s=summary.lower_bound_step_time_s,
+        work_bound_step_time_s=summary.work_bound_step_time_s,
         predicted=Predicted(
             p10_s=times.p10,
             p50_s=times.p50,

@@ -8,6 +8,7 @@ from typing import Any
 from .agreement import LEAST_LAUNCHES
 from .compare import BALANCED_PERCENT, JUDGED_FROM, Comparison, PlanRow
 from .fidelities import FIDELITIES
+from .gap import bounds_s, gap_percent
 from .groups import groups
 from .record import LEDGER_LINES, Run
 
@@ -27,12 +28,18 @@ Fact = tuple[str, str, str]
 def plan_table(comparison: Comparison) -> list[dict[str, str]]:
     """One row of text per plan for a terminal, best prediction first, twins last: medians with their spans.
 
-    Five columns, so that 80 characters hold them; :func:`table_rows` has a column for every figure.
+    Six columns, so that 80 characters hold them; :func:`table_rows` has a column for every figure.
     """
-    return [_terminal_row(row) for row in comparison.plans]
+    return [_terminal_row(row, gap) for row, gap in zip(comparison.plans, gaps(comparison.plans), strict=True)]
 
 
-def _terminal_row(row: PlanRow) -> dict[str, str]:
+def gaps(rows: Sequence[PlanRow]) -> list[float | None]:
+    """Percent that each plan's median step is above the bound: as measured, or as predicted where nobody measured."""
+    times = [row.predicted.p50_s if row.measured is None else row.measured.median_s for row in rows]
+    return [gap_percent(step_s, bound) for step_s, bound in zip(times, bounds_s(rows), strict=True)]
+
+
+def _terminal_row(row: PlanRow, gap: float | None) -> dict[str, str]:
     times = row.predicted
     predicted = f"{milliseconds(times.p50_s)} ({milliseconds(times.p10_s)}-{milliseconds(times.p90_s)})"
     measured = NONE
@@ -45,13 +52,21 @@ def _terminal_row(row: PlanRow) -> dict[str, str]:
         "predicted ms (p10-p90)": predicted,
         "measured ms (80 %)": measured,
         "error": _error(row),
+        "gap %": NONE if gap is None else f"{gap:.0f}",
     }
 
 
 def table_rows(rows: Sequence[PlanRow]) -> list[dict[str, str]]:
     """One row of text per plan, keyed by column title; the measured columns only where some plan was measured."""
     measured = any(row.measured is not None for row in rows)
-    return [{**_predicted_cells(row), **(_measured_cells(row) if measured else {})} for row in rows]
+    return [
+        {
+            **_predicted_cells(row),
+            **(_measured_cells(row) if measured else {}),
+            "gap to bound": percent(gap, sign=False),
+        }
+        for row, gap in zip(rows, gaps(rows), strict=True)
+    ]
 
 
 def _predicted_cells(row: PlanRow) -> dict[str, str]:
@@ -120,6 +135,7 @@ def facts(comparison: Comparison) -> list[Fact]:
             f"of the simulator's pick, {each.picked}, as measured",
         ),
         *_optimum(each),
+        *_gap(each),
         *_steadied(each),
     ]
 
@@ -185,6 +201,12 @@ def _optimum(comparison: Comparison) -> list[Fact]:
     share = comparison.optimum_share_percent
     meaning = "throughput of the best plan measured, of what the tables allow any split with its all-reduce"
     return [] if share is None else [("share of the optimum", percent(share, sign=False), meaning)]
+
+
+def _gap(comparison: Comparison) -> list[Fact]:
+    known = [gap for gap in gaps(comparison.plans) if gap is not None]
+    meaning = "of the best plan measured: above a step that no plan can beat, without noise and with free links"
+    return [("gap to the bound", percent(min(known), sign=False), meaning)] if known else []
 
 
 def _fidelity_fact(comparison: Comparison) -> list[Fact]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..sim.spec import Scenario
 
 SHOWN = 10
+GAP = "gap to bound %"
 
 
 def study_file(scenarios: Sequence[Scenario], names: list[str] | None, arguments: dict[str, Any]) -> str:
@@ -65,12 +66,22 @@ def _findings(result: SearchResult, importances: dict[str, float]) -> Any:
     )
 
 
-def document(result: SearchResult, importances: dict[str, float], files: Sequence[Path]) -> dict[str, Any]:
-    """What ``--json`` prints."""
+def document(
+    result: SearchResult, importances: dict[str, float], files: Sequence[Path], rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What ``--json`` prints; the rows are those of :func:`table`, which begin with the front."""
+    gaps = [row[GAP] for row in rows]
     return {
-        "best": {"policy": result.name, "parameters": result.parameters, "value": result.value},
+        "best": {
+            "policy": result.name,
+            "parameters": result.parameters,
+            "value": result.value,
+            "gap_to_bound_percent": gaps[0],
+        },
         "objectives": {metric: result.unit(metric) for metric in result.objectives},
-        "front": [_row(result, row) for row in result.front],
+        "front": [
+            {**_row(result, row), "gap_to_bound_percent": gap} for row, gap in zip(result.front, gaps, strict=False)
+        ],
         "importances": importances,
         "robust": result.robust,
         "scenarios": list(result.scenarios),
@@ -86,13 +97,19 @@ def document(result: SearchResult, importances: dict[str, float], files: Sequenc
 
 
 def table(result: SearchResult) -> list[dict[str, Any]]:
-    """The front of several objectives; of one, the best trials and their values."""
+    """The front of several objectives; of one, the best trials and their values; each with its gap to the bound."""
     from ..policies.search import ranked
+    from ..policies.search_bound import gaps_percent
 
-    if len(result.objectives) > 1:
-        return [_row(result, row) for row in result.front]
     keys = ("number", "policy", "parameters", "value")
-    return [{key: getattr(row, key) for key in keys} for row in ranked(result.trials)[:SHOWN]]
+    if len(result.objectives) > 1:
+        rows = list(result.front)
+        shown = [_row(result, row) for row in rows]
+    else:
+        rows = ranked(result.trials)[:SHOWN]
+        shown = [{key: getattr(row, key) for key in keys} for row in rows]
+    assert result.goal is not None, "search() says what it was about"
+    return [{**each, GAP: gap} for each, gap in zip(shown, gaps_percent(result.goal, rows), strict=True)]
 
 
 def importance_table(importances: dict[str, float]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..results.gap import bounds_s, gap_percent
 from ..results.groups import groups, sample_groups
 from ..results.record import LEDGER_LINES, Run
 
@@ -60,18 +61,11 @@ def text(value: object) -> str:
 
 def run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per run: what decides, in the order in which people ask; without columns that no run has a value for."""
-    # Plans of different kinds are measured by the bound of all plans.
-    general = any(run.summary.lower_bound_step_time_s == run.summary.work_bound_step_time_s for run in runs)
-    rows = [_run_row(run, _gap(run, of_all_plans=general)) for run in runs]
+    bounds = bounds_s([run.summary for run in runs])
+    gaps = (gap_percent(run.summary.step_time_s.p50, bound) for run, bound in zip(runs, bounds, strict=True))
+    rows = [_run_row(run, gap) for run, gap in zip(runs, gaps, strict=True)]
     known = [key for key in rows[0] if any(row[key] is not None for row in rows)] if rows else []
     return [{key: row[key] for key in known} for row in rows]
-
-
-def _gap(run: Run, *, of_all_plans: bool) -> float | None:
-    """Percent that the median step is above its bound; None where there is no bound."""
-    summary = run.summary
-    bound = summary.work_bound_step_time_s if of_all_plans else summary.lower_bound_step_time_s
-    return 100 * (summary.step_time_s.p50 / bound - 1) if bound else None
 
 
 def _run_row(run: Run, gap: float | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..results.errors import InputError
+from ..results.gap import bounds_s, gap_percent
 from ..results.record import Summary
 from ..results.significance import LEVEL, ROUNDING, Standing, least_p, standings
 from ..sim.plan import Infeasible
@@ -136,26 +137,20 @@ def _summaries(scenario: Scenario, policy: Policy, numbers: Sequence[int]) -> li
 def _entries(found: dict[str, list[Summary]]) -> tuple[Entry, ...]:
     values = {label: [each.throughput_samples_per_s for each in summaries] for label, summaries in found.items()}
     everything = [each for summaries in found.values() for each in summaries]
-    # Plans of different kinds are measured by the bound of all plans.
-    general = any(each.lower_bound_step_time_s == each.work_bound_step_time_s for each in everything)
+    bounds = iter(bounds_s(everything))
+    gaps = {
+        label: _mean([gap_percent(each.step_time_s.p50, next(bounds)) for each in summaries])
+        for label, summaries in found.items()
+    }
     return tuple(
         Entry(
             standing=standing,
             throughputs=tuple(values[standing.name]),
-            gap_percent=_gap_percent(found[standing.name], general),
+            gap_percent=gaps[standing.name],
             cost_usd_per_million_samples=_mean([each.cost_usd_per_million_samples for each in found[standing.name]]),
         )
         for standing in standings(values)
     )
-
-
-def _gap_percent(summaries: Sequence[Summary], general: bool) -> float | None:
-    """Mean percent that the median step is above its bound; None where there is no bound."""
-    gaps: list[float | None] = []
-    for each in summaries:
-        bound = each.work_bound_step_time_s if general else each.lower_bound_step_time_s
-        gaps.append(100 * (each.step_time_s.p50 / bound - 1) if bound else None)
-    return _mean(gaps)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

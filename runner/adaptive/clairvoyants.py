@@ -12,6 +12,7 @@ import numpy as np
 from ...policies.itinerary import Leg, cheapest
 from ...policies.overlap import step_s
 from ...sim import engine
+from ...sim.bounds import work_bound_s
 from ...sim.disturbances import Rebalance, factors_at, gone_at, slowed, without
 from ...sim.moving import change
 from ...sim.noise import Floats
@@ -40,6 +41,11 @@ def steps_s(scenario: Scenario, planners: Sequence[Policy]) -> list[float]:
         min(_best(Identity(planner), Identity(scenario), world)[0] for planner in planners)
         for world in worlds_of(scenario)
     ]
+
+
+def work_s(scenario: Scenario) -> float:
+    """Seconds of all steps but the first that nobody can beat: each step's bound of all plans, at its devices."""
+    return sum(work_bound_s(_there(Identity(scenario), world)) for world in worlds_of(scenario)[1:])
 
 
 def bound_s(scenario: Scenario, planners: Sequence[Policy]) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...policies import make_policy
-from .scoring import ADAPTIVE, PARAMETERS, Best, Outcome, contestants, outcome, still_s
+from .scoring import ADAPTIVE, PARAMETERS, Best, Outcome, made, outcome, still_s
 from .worlds import worlds
 
 TRIED: tuple[Mapping[str, float], ...] = (
@@ -33,11 +33,11 @@ def tune(
         By policy and parameters: mean and 10th percentile of the shares of the clairvoyant's throughput, changes, and
         how many runs were slower than without changes plus their price.
     """
-    policies, cases = contestants(), worlds("development", seed, each)
+    cases = worlds("development", seed, each)
     found: dict[tuple[str, int], list[Outcome]] = {}
     for number, (_, scenario) in enumerate(cases):
         for name in names:
-            best, unmoved_s = Best.of(scenario, name), still_s(scenario, policies[name])
+            best, unmoved_s = Best.of(scenario, name), still_s(scenario, made(name))
             for place, values in enumerate(TRIED):
                 policy = make_policy(name, {**PARAMETERS.get(name, {}), **values})
                 found.setdefault((name, place), []).append(outcome(scenario, policy, best, unmoved_s))

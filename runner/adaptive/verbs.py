@@ -58,8 +58,17 @@ def tune(
 
 def _row(found: dict[str, Any]) -> dict[str, Any]:
     """Shares in percent."""
-    shown = ("median", "p10", "worst", "within_tenth", "bound_median", "bound_within_tenth", "after_within_tenth")
+    shown = ("median", "p10", "worst", "bound_median", "bound_within_tenth", "after_within_tenth", "gap_median")
     percent = {f"{key} %": f"{100 * found[key]:.1f}" for key in shown}
+    aims = {
+        "within_tenth %, aim 100": _judged(100 * found["within_tenth"], found["within_tenth"] >= 1),
+        "over_static %, aim <= 0": _judged(100 * found["over_static"], found["over_static"] <= 0),
+        "over_static_worst %": f"{100 * found['over_static_worst']:.1f}",
+    }
     changes = {"changes": f"{found['changes']:.1f}", "price s": f"{found['price_s']:.1f}"}
     worth = {"gain": f"{found['against_still']:.3f}", "not worth": f"{found['not_worth']:.0f}"}
-    return {"policy": found["policy"], **percent, **changes, **worth}
+    return {"policy": found["policy"], **percent, **aims, **changes, **worth}
+
+
+def _judged(value: float, met: bool) -> str:
+    return f"{value:.1f} {'met' if met else 'MISSED'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ import numpy as np
 
 from ...policies import make_policy
 from ...policies.attention_trained import FILE
+from ...sim.bounds import lower_bound_s, work_bound_s
 from ...sim.plan import Infeasible
 from ...sim.spec import Scenario
 from ...sim.view import Policy, View
@@ -67,13 +69,18 @@ def score(
         layers_each: clusters of every family that layers are placed on; 0: none.
         tick: told how many clusters are done.
     """
-    document = _compared(contestants(), held_out_worlds(seed, each), EXACT, tick)
+    document = _compared(contestants(), held_out_worlds(seed, each), EXACT, _split_bound_s, tick)
     if layers_each:
-        found = _compared(layer_contestants(tuned()["attention-layers"]), _layers(seed, layers_each), EXACT_CUT, tick)
-        document["layers"] = found
+        cutters = layer_contestants(tuned()["attention-layers"])
+        document["layers"] = _compared(cutters, _layers(seed, layers_each), EXACT_CUT, work_bound_s, tick)
     made = f"steelyard attention score --seed {seed} --each {each} --layers-each {layers_each}"
     when = {"date": datetime.now(UTC).date().isoformat()}
     return {"schema_version": SCHEMA_VERSION, "made_by": made, "weights": FILE, **when, **document}
+
+
+def _split_bound_s(scenario: Scenario) -> float:
+    """What no split can beat."""
+    return lower_bound_s(View.of(scenario))
 
 
 def _layers(seed: int, each: int) -> list[tuple[Family, Scenario]]:
@@ -81,19 +88,34 @@ def _layers(seed: int, each: int) -> list[tuple[Family, Scenario]]:
 
 
 def _compared(
-    policies: Mapping[str, Policy], worlds: Sequence[tuple[Family, Scenario]], exact: str, tick: Tick
+    policies: Mapping[str, Policy],
+    worlds: Sequence[tuple[Family, Scenario]],
+    exact: str,
+    bound_s: Callable[[Scenario], float],
+    tick: Tick,
 ) -> dict[str, Any]:
-    """Every policy on every world, as shares of one that is exact there."""
+    """Every policy on every world, as shares of one that is exact there, and by how much longer than no plan can."""
     shares: dict[str, list[float]] = {label: [] for label in policies}
     times: dict[str, list[float]] = {label: [] for label in policies}
+    gaps: dict[str, list[float]] = {label: [] for label in policies}
     for number, (_, scenario) in enumerate(worlds):
         values = {label: throughput(scenario, policy) for label, policy in policies.items()}
+        most = scenario.workload.global_batch / bound_s(scenario)
         for label, policy in policies.items():
             shares[label].append(values[label] / values[exact] if values[exact] else float(not values[label]))
+            gaps[label].append(most / values[label] - 1 if values[label] else math.inf)
             times[label].append(decision_s(scenario, policy))
         tick(number + 1, len(worlds))
     families = list(dict.fromkeys(family for family, _ in worlds))
-    return _document(families, len(worlds) // len(families), shares, times)
+    document = _document(families, len(worlds) // len(families), shares, times)
+    for row in document["rows"]:
+        row["gap_median"] = _finite(float(np.median(gaps[row["policy"]])))
+    return document
+
+
+def _finite(value: float) -> float | None:
+    """To four digits behind the point; None where most policies refused."""
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def throughput(scenario: Scenario, policy: Policy) -> float:

@@ -68,5 +68,8 @@ def score(
 def _row(found: dict[str, Any]) -> dict[str, Any]:
     """Shares in percent."""
     percent = {f"{key} %": f"{100 * found[key]:.1f}" for key in ("median", "p10", "worst", "at_optimum")}
-    extra = {"decision ms": found["decision_ms"]} if "decision_ms" in found else {}
+    extra: dict[str, Any] = {"decision ms": found["decision_ms"]} if "decision_ms" in found else {}
+    if "gap_median" in found:
+        gap = found["gap_median"]
+        extra["gap to bound %"] = None if gap is None else f"{100 * gap:.1f}"
     return {"policy": found["policy"], **percent, **extra}

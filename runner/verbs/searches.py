@@ -68,7 +68,8 @@ def search(
         result = find(loaded, policies=names, trials=trials, storage=place, workers=workers, progress=tick, **arguments)
     files, shares = write_winners(result, out), weigh(result)
     drawn = write_figures(result, shares, place, files[0]) if figures else []
-    emit(document(result, shares, [*files, *drawn]), as_json, table(result), headline(result, files[0]))
+    rows = table(result)
+    emit(document(result, shares, [*files, *drawn], rows), as_json, rows, headline(result, files[0]))
     if shares:
         tabulate(as_json, importance_table(shares), "importance of parameters")
 

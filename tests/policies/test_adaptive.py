@@ -64,7 +64,7 @@ SUITE: dict[str, list[Event]] = {
     "on and off": [slow("new-0", start, 2.0, start + 25) for start in (25, 75, 125, 175)],
 }
 """What happens; the last one changes more often than there are changes."""
-POLICIES = ("lb-bsp", "cannikin-online", "malleus")
+POLICIES = ("lb-bsp", "makespan-adaptive", "attention-adaptive", "cannikin-online", "malleus")
 
 
 def world(events: list[Event], *, at_most: int = 5, **changes: Any) -> Scenario:

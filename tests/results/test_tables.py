@@ -9,6 +9,7 @@ from steelyard.results.compare import compare, plan_row
 from steelyard.results.record import Run
 from steelyard.results.tables import (
     facts,
+    gaps,
     headlines,
     ledger_table,
     milliseconds,
@@ -55,8 +56,24 @@ def test_one_row_per_plan_with_the_same_columns(study: list[Run]) -> None:
         assert short["predicted ms (p10-p90)"] == f"{long['p50 ms']} ({long['p10 ms']}-{long['p90 ms']})"
         assert short["measured ms (80 %)"].startswith(long["measured ms"])
         assert short["error"] == long["error"]
-        # A terminal of 80 characters holds the figures beside a name of 18 and the padding between columns.
-        assert sum(len(value) for name, value in short.items() if name != "policy") <= 52
+        # A terminal of 80 characters holds the figures beside a name of 12 and the padding between columns.
+        assert sum(len(value) for name, value in short.items() if name != "policy") <= 55
+        assert float(long["gap to bound"].removesuffix(" %")) == pytest.approx(float(short["gap %"]), abs=0.5)
+
+
+def test_the_gap_is_that_of_what_was_measured(study: list[Run]) -> None:
+    """Of what was predicted, where nobody measured; and by the bound of all plans, where some plan is no split."""
+    rows = compare(study).plans
+    measured = [100 * (row.measured.median_s / row.lower_bound_step_time_s - 1) for row in rows if row.measured]
+    assert gaps(rows) == pytest.approx(measured)
+    alone = [row.model_copy(update={"measured": None}) for row in rows]
+    assert gaps(alone) == pytest.approx([100 * (row.predicted.p50_s / row.lower_bound_step_time_s - 1) for row in rows])
+    apart = [row.model_copy(update={"work_bound_step_time_s": row.lower_bound_step_time_s / 2}) for row in alone]
+    assert gaps(apart) == gaps(alone)
+    cut = apart[0].model_copy(update={"lower_bound_step_time_s": apart[0].work_bound_step_time_s})
+    step_s, bound_s = apart[1].predicted.p50_s, apart[1].lower_bound_step_time_s / 2
+    assert gaps([cut, *apart[1:]])[1] == pytest.approx(100 * (step_s / bound_s - 1))
+    assert gaps([alone[0].model_copy(update={"lower_bound_step_time_s": 0.0})]) == [None]
 
 
 def test_simulated_rows_have_no_measured_columns(study: list[Run]) -> None:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from steelyard.policies import policy_from_text
 from steelyard.runner.adaptive.clairvoyants import bound_s, steps_s
-from steelyard.runner.adaptive.scoring import Best, Outcome, contestants, figures, outcome, still_s
+from steelyard.runner.adaptive.scoring import STATIC, Best, Outcome, contestants, figures, outcome, still_s
 from steelyard.runner.adaptive.worlds import FAMILIES, RULES, worlds
 from steelyard.runner.cli import run
 from steelyard.sim.disturbances import gone_at
@@ -52,16 +53,28 @@ def test_where_nothing_happens_the_exact_split_is_the_clairvoyant() -> None:
     found = outcome(scenario, contestants()["static (makespan)"], best)
     assert (found.share, found.bound, found.after) == (pytest.approx(1.0, rel=1e-9),) * 3
     assert (found.changes, found.price_s, found.run_s) == (0, 0.0, found.still_s)
+    assert (found.over_static, found.static_s) == (pytest.approx(0.0), pytest.approx(found.run_s))
+    assert found.gap >= 0
     assert outcome(scenario, contestants()["makespan-adaptive"], best).share == pytest.approx(1.0, rel=1e-9)
 
 
 def test_figures_are_of_all_outcomes() -> None:
-    found = figures([Outcome(10.0, 12.0, 9.0, 9.5, 1.0, 1.0, 2), Outcome(20.0, 15.0, 10.0, 12.0, 0.8, 1.0, 4)])
+    one = Outcome(10.0, 12.0, 9.0, 9.5, 1.0, 1.0, 2, static_s=15.0, work_s=8.0)
+    other = Outcome(20.0, 15.0, 10.0, 12.0, 0.8, 1.0, 4, static_s=23.0, work_s=8.0)
+    found = figures([one, other])
     assert (found["worst"], found["bound_worst"], found["after_worst"]) == (0.5, 0.6, 0.8)
     assert found["within_tenth"] == 0.5
     assert (found["changes"], found["most_changes"], found["not_worth"]) == (3.0, 4.0, 1.0)
     assert found["worst_loss"] == 0.25
     assert found["against_still"] == 0.9
+    assert (found["over_static"], found["over_static_worst"]) == (-0.25, pytest.approx(-1 / 6, abs=1e-4))
+    assert (found["gap_median"], found["gap_worst"]) == (pytest.approx((0.25 + 1.5) / 2), 1.5)
+
+
+def test_rows_name_parameters_that_are_not_the_defaults() -> None:
+    for label, policy in contestants().items():
+        if label != STATIC:
+            assert policy_from_text(label) == policy, "the label is what --policy takes"
 
 
 def test_who_is_bound_is_between_the_free_one_and_the_static_split() -> None:
@@ -95,11 +108,13 @@ def test_score_judges_everybody_on_every_family(tmp_path: Path, capsys: Capture)
     table, document = capsys.readouterr().out, json.loads(out.read_text())
     assert document["made_by"] == "steelyard adaptive score --seed 11 --each 1"
     assert document["scenarios"] == len(FAMILIES)
+    assert document["rows"][0]["over_static"] == pytest.approx(0.0)
     assert [row["policy"] for row in document["rows"]] == list(contestants())
     assert [each["family"] for each in document["families"]] == [family.name for family in FAMILIES]
     for row in document["rows"]:
         assert 0 < row["worst"] <= row["p10"] <= row["median"]
         assert row["most_changes"] <= RULES["at_most"]
+        assert row["gap_median"] > 0
         assert row["policy"][:4] in table  # a narrow terminal breaks the rest
 
 

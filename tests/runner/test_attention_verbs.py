@@ -9,7 +9,7 @@ import pytest
 from steelyard.policies import make_policy
 from steelyard.policies.attention_trained import Weights
 from steelyard.runner.attention.layers import EXACT_CUT, layer_contestants, layer_families, layer_worlds
-from steelyard.runner.attention.scoring import contestants, tuned
+from steelyard.runner.attention.scoring import EXACT, contestants, tuned
 from steelyard.runner.attention.tuning import LAYERS, TUNED
 from steelyard.runner.attention.worlds import FAMILIES
 from steelyard.runner.cli import run
@@ -81,6 +81,8 @@ def test_score_compares_every_contestant_on_every_family(tmp_path: Path, capsys:
     for row in document["rows"]:
         assert 0 <= row["worst"] <= row["p10"] <= row["median"]
         assert row["policy"] in table
+    gaps = {row["policy"]: row["gap_median"] for row in document["rows"]}
+    assert 0 <= gaps[EXACT] <= min(gap for gap in gaps.values() if gap is not None)
 
 
 def test_score_keeps_tables_out_of_the_document(capsys: Capture) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from steelyard.runner.cli import run
+from steelyard.sim.bounds import lower_bound_s, work_bound_s
+from steelyard.sim.spec import load_scenario
+from steelyard.sim.view import View
 
 QUICK = ["--set", "sampling.steps=3", "--set", "sampling.search_launches=2", "--workers", "0"]
 PRICED = "mixed-gpus"
@@ -44,11 +47,31 @@ def test_several_objectives_give_a_front_and_its_files(capsys: pytest.CaptureFix
     assert run(["simulate", PRICED, "-p", "front-1.toml"]) == 0
 
 
+def test_every_row_tells_its_gap_to_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of splits by the bound of splits; beside plans of another kind, by the bound of all plans."""
+    scenario = load_scenario(PRICED)
+    batch = scenario.workload.global_batch
+    splits = _search(capsys, PRICED, "--trials", "8", "-p", "uniform,makespan,throughput")
+    step_s = batch / splits["best"]["value"]
+    assert splits["best"]["gap_to_bound_percent"] == pytest.approx(
+        100 * (step_s / lower_bound_s(View.of(scenario)) - 1)
+    )
+    words = ["--trials", "6", "-p", "makespan,cut-uniform,uniform", "--objective", "throughput,memory_headroom"]
+    front = _search(capsys, PRICED, *words)["front"]
+    assert len(front) > 1
+    for row in front:
+        step_s = batch / row["throughput"]
+        assert row["gap_to_bound_percent"] == pytest.approx(100 * (step_s / work_bound_s(scenario) - 1))
+    assert run(["search", PRICED, "--trials", "8", *QUICK]) == 0
+    assert "gap to bound %" in capsys.readouterr().out
+
+
 def test_a_robust_winner_over_scenarios_and_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["old-and-new", "two-gpus-one-box", "--trials", "16", "--seeds", "2", "--robust", "worst", "-o", "w.toml"]
     found = _search(capsys, *words)
     assert found["scenarios"] == ["old-and-new", "two-gpus-one-box"]
     assert found["robust"] == "worst"
+    assert found["best"]["gap_to_bound_percent"] > 0
     assert found["best"]["value"] >= max(row["value"] for row in found["trials"] if row["value"] is not None)
     assert 'robust = "worst"' in Path("w.toml").read_text()
     again = _search(capsys, *words)
