@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from ..sim.plan import Plan
 from ..sim.view import View
 from ._base import Range
+from .aims import OBJECTIVE, Aim, aimed
 from .hybrid import Judge, best_of, looked_at
 from .layouts import Layouts
 from .shapes import Foundry
@@ -29,12 +30,16 @@ class Amp:
 
     deepest: Annotated[int, Range(1, 64, log=True)] = 16
     """Most stages that are tried."""
+    aim: Annotated[str, Aim()] = OBJECTIVE
+    """What the plan is to be best at; by default what the scenario's objective says."""
 
     def allocate(self, view: View) -> Plan:
         """The quickest of the strategies by the estimate; with a cost or energy objective the best by that.
 
         Raises:
-            Infeasible: no strategy fits in memory, or none keeps the objective's floor and budget.
+            Infeasible: no strategy fits in memory, none keeps the objective's floor and budget, or the objective is
+                none of :data:`.aims.KNOWN`.
         """
+        view = aimed(view, self.aim)
         judge, foundry = Judge(view), Foundry(view)
         return best_of(judge, foundry, looked_at(judge, Layouts(foundry, self.deepest)))[0]

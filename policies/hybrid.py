@@ -13,6 +13,7 @@ from ..sim.spec import Scenario
 from ..sim.view import Policy, View
 from ._base import Range
 from ._moves import changes, rebucketed
+from .aims import OBJECTIVE, Aim, aimed
 from .candidates import Candidates, Rough
 from .cannikin import Cannikin
 from .cephalo import Cephalo
@@ -44,13 +45,17 @@ class Hybrid:
     """Fleets that are looked at closely."""
     moves: Annotated[int, Range(0, 200)] = 24
     """Changes of the best plan that are tried."""
+    aim: Annotated[str, Aim()] = OBJECTIVE
+    """What the plan is to be best at; by default what the scenario's objective says."""
 
     def allocate(self, view: View) -> Plan:
         """The plan with the best estimated objective among those looked at closely.
 
         Raises:
-            Infeasible: nothing fits in memory, or nothing found keeps the objective's floor and budget.
+            Infeasible: nothing fits in memory, nothing found keeps the objective's floor and budget, or the objective
+                is none of :data:`.aims.KNOWN`.
         """
+        view = aimed(view, self.aim)
         judge = Judge(view)
         foundry = Foundry(view)
         spare = judge.saves or bool(view.objective.most_cost_usd_per_million_samples)

@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, NamedTuple
 from ..sim.plan import Pipeline, Plan, micro_batches
 from ..sim.view import View
 from ._base import Range
+from .aims import OBJECTIVE, Aim, aimed
 from .fleet import Roster, staged
 from .hybrid import Judge, Judged, best_of
 from .shapes import Foundry, Held, Kind, Seat
@@ -45,13 +46,17 @@ class Sailor:
     """How much twice as many devices must quicken a stage's layers to share them."""
     closely: Annotated[int, Range(1, 64, log=True)] = 8
     """Configurations that are looked at closely, the best by the programme first."""
+    aim: Annotated[str, Aim()] = OBJECTIVE
+    """What the plan is to be best at; by default what the scenario's objective says."""
 
     def allocate(self, view: View) -> Plan:
         """The best by the close estimate of those that the programme puts first.
 
         Raises:
-            Infeasible: nothing fits in memory, or nothing found keeps the objective's floor and budget.
+            Infeasible: nothing fits in memory, nothing found keeps the objective's floor and budget, or the objective
+                is none of :data:`.aims.KNOWN`.
         """
+        view = aimed(view, self.aim)
         judge, foundry = Judge(view), Foundry(view)
         ranked = sorted(self._configurations(judge, foundry), key=lambda each: (each.value, each.step_s))
         plans = (plan for each in ranked for plan in [each.plan(foundry)] if plan is not None and judge.fits(plan))

@@ -6,9 +6,10 @@ is tried next), :mod:`.search_stages` (what is given up) and :mod:`.search_study
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from ..sim.spec import Scenario
 from . import DEFAULTS
 from .search_goal import TOGETHER, UNITS, Cell, Goal, Robust
 from .search_result import SearchResult, TrialRow, distinct_plans, front_of, ranked, row_of, write_best, write_front
-from .search_samplers import JOINT, check_sampler, make_sampler
+from .search_samplers import GRID, JOINT, check_sampler, make_sampler
 from .search_space import Space
 from .search_stages import NONE, check_pruner
 from .search_study import Course, Progress, open_study, quiet_optuna, run_batches
@@ -64,13 +65,15 @@ def search(
     seeds: int = 1,
     robust: Robust | None = None,
     pruner: str = NONE,
+    limits: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Look for the policy and parameters with the best objective, or for those that none is better than in several.
 
-    The defaults of all policies come first, so that the best is never worse than a default; then the other settings of
-    policies that have a few; then what the sampler asks for (nothing, where no policy has a range). Trials that miss
-    the floor or the budget of their scenario's objective do not count.
+    The defaults of all policies come first, so that the best is never worse than a default; then, of several
+    objectives, planners with each as their aim; then the other settings of policies that have a few; then what the
+    sampler asks for (nothing, where no policy has a range, or all points of the ``grid`` are tried). Trials that miss
+    a limit, or the floor or the budget of their scenario's objective, do not count.
 
     A search that was stopped goes on where it was when called again with the same arguments, and ends as if it had not
     been stopped. A finished one goes on when ``trials`` is larger; it then equals one long search if the old number is
@@ -91,6 +94,8 @@ def search(
         seeds: simulate the noise of so many seeds, from ``seed`` on.
         robust: how values of several scenarios and seeds are taken together: ``mean`` (the default) or ``worst``.
         pruner: one of :data:`~.search_stages.PRUNERS`: what gives up hopeless trials early.
+        limits: the most, or of throughput and memory headroom the least, that objectives may be in every scenario and
+            seed, beside the floor and budget of the scenarios; planners do not know of them.
         progress: called with trials done and trials in all.
 
     Raises:
@@ -99,11 +104,11 @@ def search(
     """
     started = time.perf_counter()
     names = list(DEFAULTS) if policies is None else list(policies)
-    space = Space.of(names, joint=sampler in JOINT)
-    trials = trials if space.open else min(trials, len(space.fixed))
-    _check_numbers(trials, batch, workers, len(space.policies))
     scenarios = [scenario] if isinstance(scenario, Scenario) else list(scenario)
-    goal = _goal(scenarios, seed=seed, seeds=seeds, objectives=objectives, robust=robust)
+    goal = _goal(scenarios, seed=seed, seeds=seeds, objectives=objectives, robust=robust, limits=limits)
+    space = Space.of(names, joint=sampler in JOINT, grid=sampler == GRID, metrics=goal.metrics)
+    trials = trials if space.open and not space.grid else min(trials, len(space.fixed))
+    _check_numbers(trials, batch, workers, len(space.policies))
     check_sampler(sampler, len(goal.metrics), len(goal.constraints))
     check_pruner(pruner, goal)
     decides = _identity(goal, space, sampler=sampler, batch=batch, pruner=pruner)
@@ -177,6 +182,7 @@ def identity(
     seeds: int = 1,
     robust: Robust | None = None,
     pruner: str = NONE,
+    limits: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """What decides a search's outcome, as far as it can be known beforehand; arguments as :func:`search` takes them.
 
@@ -184,8 +190,8 @@ def identity(
         InputError: an unknown policy, or none; an argument is wrong.
     """
     scenarios = [scenario] if isinstance(scenario, Scenario) else list(scenario)
-    goal = _goal(scenarios, seed=seed, seeds=seeds, objectives=objectives, robust=robust)
-    space = Space.of(list(DEFAULTS) if policies is None else policies)
+    goal = _goal(scenarios, seed=seed, seeds=seeds, objectives=objectives, robust=robust, limits=limits)
+    space = Space.of(list(DEFAULTS) if policies is None else policies, metrics=goal.metrics)
     return _identity(goal, space, sampler=sampler, batch=batch, pruner=pruner)
 
 
@@ -202,6 +208,8 @@ def _identity(goal: Goal, space: Space, *, sampler: str, batch: int, pruner: str
     }
     if len(goal.metrics) > 1:
         document["objectives"] = list(goal.metrics)
+    if goal.limits:
+        document["limits"] = dict(goal.limits)
     if goal.robust is not None:
         cells = [[each, cell.seed] for each, cell in zip(found, goal.cells, strict=True)]
         document |= {"cells_sha256": digest(cells), "robust": goal.robust}
@@ -215,6 +223,7 @@ def _goal(
     seeds: int,
     objectives: Sequence[str],
     robust: Robust | None,
+    limits: Mapping[str, float] | None,
 ) -> Goal:
     """What is wanted, checked."""
     if not scenarios:
@@ -231,7 +240,11 @@ def _goal(
         scenarios = [_about(each, metrics[0]) for each in scenarios]
     first = scenarios[0].seed if seed is None else seed
     cells = tuple(Cell(each, first + number) for each in scenarios for number in range(seeds))
-    return Goal(cells, metrics, (robust or "mean") if several else None)
+    for metric, limit in (limits or {}).items():
+        _check_metric("limit", metric)
+        if not 0 < limit < math.inf:
+            raise InputError(f"limit.{metric}", f"is {limit}", f"above 0, in {UNITS[metric]}")
+    return Goal(cells, metrics, (robust or "mean") if several else None, limits=tuple(sorted((limits or {}).items())))
 
 
 def _metrics(scenarios: Sequence[Scenario], objectives: Sequence[str]) -> tuple[str, ...]:
@@ -239,9 +252,13 @@ def _metrics(scenarios: Sequence[Scenario], objectives: Sequence[str]) -> tuple[
     if not objectives and len(metrics) > 1:
         raise InputError("objective.metric", f"differs: {', '.join(metrics)}", "say --objective")
     for metric in metrics:
-        if metric not in UNITS:
-            raise InputError("objective", f"{metric!r} is unknown", f"of {', '.join(UNITS)}")
+        _check_metric("objective", metric)
     return metrics
+
+
+def _check_metric(field: str, metric: str) -> None:
+    if metric not in UNITS:
+        raise InputError(field, f"{metric!r} is unknown", f"of {', '.join(UNITS)}")
 
 
 def _about(scenario: Scenario, metric: str) -> Scenario:
@@ -253,10 +270,10 @@ def _about(scenario: Scenario, metric: str) -> Scenario:
 def _with_values(goal: Goal, space: Space) -> Goal:
     """The goal, once it is known that some default has values: fail before anything is written where none has."""
     if goal.robust is not None:
-        goal = goal.with_references(space.policies)
+        goal = goal.with_references({name: space.defaults(name) for name in space.policies})
     problem = ""
     for name in space.policies:
-        outcome = goal.evaluate(name, {})
+        outcome = goal.evaluate(name, space.defaults(name))
         if outcome.values is not None:
             return goal
         problem = problem or f"{name}: {outcome.reason}"

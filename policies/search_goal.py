@@ -8,7 +8,8 @@ counts more for being slow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -55,6 +56,11 @@ class Outcome(NamedTuple):
     steps: tuple[tuple[int, float], ...] = ()
     """The value as it stood after so many stages."""
 
+    @property
+    def counts(self) -> bool:
+        """Whether no limit is missed."""
+        return all(violation <= 0 for violation in self.violations)
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -65,6 +71,9 @@ class Goal:
     robust: Robust | None = None
     references: tuple[tuple[float, ...], ...] = ()
     """Per cell, the values that count as 1; empty: values count as they are."""
+    limits: tuple[tuple[str, float], ...] = ()
+    """Figures beside those of the scenarios' objectives that decide who counts, each with the most (where less is
+    better) or the least that it may be, in its unit."""
 
     @classmethod
     def of(cls, scenario: Scenario, seed: int) -> Goal:
@@ -73,11 +82,12 @@ class Goal:
 
     @cached_property
     def constraints(self) -> tuple[str, ...]:
-        """Figures that some scenario sets a limit to."""
+        """Figures that some scenario, or the search itself, sets a limit to."""
         asked = [each.scenario.objective for each in self.cells]
         floor = any(each.least_throughput_samples_per_s is not None for each in asked)
         budget = any(each.most_cost_usd_per_million_samples is not None for each in asked)
-        return (*(["throughput"] if floor else []), *(["cost"] if budget else []))
+        scenarios = (*(["throughput"] if floor else []), *(["cost"] if budget else []))
+        return tuple(dict.fromkeys((*scenarios, *(metric for metric, _ in self.limits))))
 
     def evaluate(self, name: str, values: dict[str, Any], beat: float | None = None) -> Outcome:
         """The outcome of one policy by the engine.
@@ -100,7 +110,7 @@ class Goal:
         except InputError as error:
             return Outcome(None, str(error))
         rows = [tuple(signed(metric, each[metric]) for metric in self.metrics) for each in found]
-        violations = [_violations(cell.scenario, each) for cell, each in zip(self.cells, found, strict=True)]
+        violations = [self._violations(cell.scenario, each) for cell, each in zip(self.cells, found, strict=True)]
         most_of = tuple(max(each.get(name, -1.0) for each in violations) for name in self.constraints)
         return Outcome(self.together(rows), "", most_of)
 
@@ -131,20 +141,20 @@ class Goal:
         ]
         return tuple(map(TOGETHER[self.robust], zip(*shares, strict=True)))
 
-    def with_references(self, policies: Sequence[str]) -> Goal:
-        """The goal whose values are shares of what the best of some policies' defaults gives in each cell.
+    def with_references(self, policies: Mapping[str, dict[str, Any]]) -> Goal:
+        """The goal whose values are shares of what the best of some policies gives in each cell, each as it is first.
 
         Raises:
             InputError: a cell in which none has values; its scenario is named.
         """
         return dataclasses.replace(self, references=tuple(self._best(cell, policies) for cell in self.cells))
 
-    def _best(self, cell: Cell, policies: Sequence[str]) -> tuple[float, ...]:
+    def _best(self, cell: Cell, policies: Mapping[str, dict[str, Any]]) -> tuple[float, ...]:
         alone = Goal((cell,), self.metrics)
-        outcomes = [alone.evaluate(name, {}) for name in policies]
+        outcomes = [alone.evaluate(name, values) for name, values in policies.items()]
         rows = [each.values for each in outcomes if each.values is not None]
         if not rows:
-            problem = f"no policy has a value for {cell.scenario.name}; {policies[0]}: {outcomes[0].reason}"
+            problem = f"no policy has a value for {cell.scenario.name}; {next(iter(policies))}: {outcomes[0].reason}"
             raise InputError("search", problem, "")
         return tuple(map(max, zip(*rows, strict=True)))
 
@@ -164,9 +174,29 @@ class Goal:
             rows.append((self.of_times(scenario, least_s, least_s),))
         return self.together(rows)[0]
 
+    def _violations(self, scenario: Scenario, figures: Mapping[str, float]) -> dict[str, float]:
+        """By limited figure, how far a cell's is from its limit, as a share; 0 and less: it is kept."""
+        told = [
+            ("throughput", scenario.objective.least_throughput_samples_per_s),
+            ("cost", scenario.objective.most_cost_usd_per_million_samples),
+            *self.limits,
+        ]
+        found: dict[str, float] = {}
+        for metric, limit in told:
+            if limit is not None:
+                found[metric] = max(_missed(metric, figures[metric], limit), found.get(metric, -math.inf))
+        return found
+
     def of_times(self, scenario: Scenario, median_s: float, p90_s: float) -> float:
         """The value of a cell whose steps take so long, with an objective of :data:`TIMED`."""
         return scenario.workload.global_batch / median_s if self.metrics[0] == "throughput" else -p90_s
+
+
+def _missed(metric: str, value: float, limit: float) -> float:
+    """How far a figure is from its limit, as a share of what is asked."""
+    if metric == "throughput":
+        return limit / value - 1  # a time that is so much too long
+    return (value - limit) / limit if metric in LESS_IS_BETTER else (limit - value) / limit
 
 
 def signed(metric: str, value: float) -> float:
@@ -179,14 +209,3 @@ def _share(value: float, best: float) -> float:
     if best > 0:
         return value / best
     return best / value if value < 0 else value  # memory may be full: then what is left counts as it is
-
-
-def _violations(scenario: Scenario, figures: dict[str, float]) -> dict[str, float]:
-    floor = scenario.objective.least_throughput_samples_per_s
-    budget = scenario.objective.most_cost_usd_per_million_samples
-    found = {}
-    if floor is not None:
-        found["throughput"] = floor / figures["throughput"] - 1
-    if budget is not None:
-        found["cost"] = figures["cost"] / budget - 1
-    return found

@@ -17,6 +17,18 @@ LEAST = 20
 """Trials with a value: the best tenth of fewer is one or two."""
 
 
+def check_evaluator(name: str) -> None:
+    """Refuse what is unknown or not installed.
+
+    Raises:
+        InputError: see the problem.
+    """
+    if name not in EVALUATORS:
+        raise InputError("importance", f"{name!r} is unknown", f"one of {', '.join(EVALUATORS)}")
+    if name != EVALUATORS[0] and find_spec("sklearn") is None:
+        raise InputError("importance", f"{name} needs scikit-learn", "pip install scikit-learn")
+
+
 def importances(result: SearchResult, evaluator: str = "ped-anova") -> dict[str, float]:
     """Share of each parameter in what makes a trial one of the best, largest first; they sum to 1.
 
@@ -36,10 +48,7 @@ def importances(result: SearchResult, evaluator: str = "ped-anova") -> dict[str,
     """
     from optuna import importance
 
-    if evaluator not in EVALUATORS:
-        raise InputError("evaluator", f"{evaluator!r} is unknown", f"one of {', '.join(EVALUATORS)}")
-    if evaluator != EVALUATORS[0] and find_spec("sklearn") is None:
-        raise InputError("evaluator", f"{evaluator} needs scikit-learn", "pip install scikit-learn")
+    check_evaluator(evaluator)
     with quiet_optuna():
         study = _study(result)
     trials = study.get_trials(deepcopy=False)

@@ -8,7 +8,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIISampler, QMCSampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, NSGAIIISampler, NSGAIISampler, QMCSampler
+from optuna.samplers._lazy_random_state import LazyRandomState
+from optuna.samplers._nsgaiii._elite_population_selection_strategy import NSGAIIIElitePopulationSelectionStrategy
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -17,7 +19,7 @@ __all__ = ["JOINT_SAMPLERS", "ExperimentalWarning", "numeric"]
 Distributions = Mapping[str, BaseDistribution]
 
 POPULATION = 24
-"""Of NSGA-II. Optuna's 50 would leave a search of 200 trials with four generations."""
+"""Of NSGA-II and NSGA-III. Optuna's 50 would leave a search of 200 trials with four generations."""
 
 
 def numeric(distributions: Distributions) -> dict[str, BaseDistribution]:
@@ -34,6 +36,25 @@ class JointNSGAII(NSGAIISampler):
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """The joint space; Optuna would look for it in the history."""
+        return dict(self._joint)
+
+
+class JointNSGAIII(NSGAIIISampler):
+    """NSGA-III: the same, with points of reference that spread the parents over three objectives and more."""
+
+    def __init__(self, distributions: Distributions, seed: int) -> None:
+        # Parents are drawn once and noted: with draws of their own, so that those of a trial do not hang on who drew.
+        self._parents_rng = LazyRandomState(seed)
+        chosen = NSGAIIIElitePopulationSelectionStrategy(population_size=POPULATION, rng=self._parents_rng)
+        super().__init__(population_size=POPULATION, seed=seed, elite_population_selection_strategy=chosen)
+        self._joint, self._seed = dict(distributions), seed
+
+    def begin(self, number: int) -> None:
+        """The next draws are of this trial."""
+        self._parents_rng.rng.seed((self._seed + 1_000_003 * number) % 2**32)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """The joint space."""
         return dict(self._joint)
 
 
@@ -105,6 +126,7 @@ class JointGP(GPSampler):
 
 JOINT_SAMPLERS: dict[str, Callable[[Distributions, int], BaseSampler]] = {
     "nsgaii": JointNSGAII,
+    "nsgaiii": JointNSGAIII,
     "qmc": JointQMC,
     "cmaes": JointCmaEs,
     "gp": JointGP,

@@ -1,10 +1,11 @@
 """Optuna's samplers by name, made to repeat: each draw is reseeded, and depends on nothing but what was told before.
 
-That holds exactly for tpe, random, nsgaii, qmc and cmaes on every machine with the same library versions; gp fits its
-kernels in torch, whose sums differ from one kind of processor to another: it repeats on one machine.
+That holds exactly for tpe, random, nsgaii, nsgaiii, qmc and cmaes on every machine with the same library versions; gp
+fits its kernels in torch, whose sums differ from one kind of processor to another: it repeats on one machine.
 
 tpe and random draw the policy, then its parameters. The others want the same parameters in every trial and get a joint
-space (:class:`.Space`); cmaes moves the numbers and draws choices, the policy among them, at random.
+space (:class:`.Space`); cmaes moves the numbers and draws choices, the policy among them, at random. grid is none of
+Optuna's (its two would try each setting of a policy beside each of another's): the space itself lists its points.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from ..results.errors import InputError
 if TYPE_CHECKING:
     from .search_space import Space
 
-SAMPLERS = ("tpe", "random", "nsgaii", "qmc", "cmaes", "gp")
-JOINT = SAMPLERS[2:]
+GRID = "grid"
+"""Every setting of every policy, each once, and no draws."""
+SAMPLERS = ("tpe", "random", GRID, "nsgaii", "nsgaiii", "qmc", "cmaes", "gp")
+JOINT = SAMPLERS[3:]
 SINGLE = ("cmaes",)
 """Samplers that know one objective only, and no constraints."""
+SEVERAL = ("nsgaiii",)
+"""Samplers that spread trials over several objectives."""
 NEEDS = {"cmaes": "cmaes", "gp": "torch"}
 """Sampler -> package that Optuna does not bring."""
 
@@ -36,7 +41,9 @@ def check_sampler(name: str, objectives: int, constraints: int) -> None:
     if name not in SAMPLERS:
         raise InputError("sampler", f"{name!r} is unknown", f"one of {', '.join(SAMPLERS)}")
     if name in SINGLE and (objectives > 1 or constraints):
-        raise InputError("sampler", f"{name} knows one objective and no floor or budget", "use tpe or nsgaii")
+        raise InputError("sampler", f"{name} knows one objective and no limits", "use tpe or nsgaii")
+    if name in SEVERAL and objectives < 2:
+        raise InputError("sampler", f"{name} spreads trials over several objectives", "use nsgaii, or --objective a,b")
     package = NEEDS.get(name)
     if package is not None and find_spec(package) is None:
         raise InputError("sampler", f"{name} needs {package}, which is not installed", f"pip install {package}")
@@ -54,7 +61,7 @@ def make_sampler(name: str, space: Space | None = None, seed: int = 0) -> Any:
 
     if name == "tpe":
         return samplers.TPESampler(seed=0, constant_liar=False)
-    if name == "random":
+    if name in ("random", GRID):
         return samplers.RandomSampler(seed=0)
     from . import search_joint
 

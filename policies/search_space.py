@@ -14,6 +14,7 @@ from ..results.record import digest
 from ..sim.view import describe
 from . import REGISTRY, make_policy, policy_class
 from ._base import Choice, Parameter, Range, parameters, searchable
+from .aims import AIM, Aim, aims_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 FEW = 16
 """A policy with at most so many settings is tried with all of them."""
+LEVELS = 5
+"""Values of a range that a grid has."""
+MOST = 100_000
+"""Points that a grid may have."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,29 @@ class Space:
     policies: tuple[str, ...]
     parameters: dict[str, Mapping[str, Parameter]]
     joint: bool = False
+    grid: bool = False
+    """Whether the first trials are all points of every policy's grid."""
 
     @classmethod
-    def of(cls, names: Sequence[str], *, joint: bool = False) -> Space:
-        """The space over some policies; a name that is given twice counts once."""
+    def of(cls, names: Sequence[str], *, joint: bool = False, grid: bool = False, metrics: Sequence[str] = ()) -> Space:
+        """The space over some policies; a name that is given twice counts once.
+
+        Planners that follow an objective are tried with each of ``metrics`` that can be planned for: what one of them
+        makes best is not what makes another best.
+
+        Raises:
+            InputError: no name, an unknown one, or a grid of more than :data:`MOST` points.
+        """
         chosen = tuple(dict.fromkeys(names))
         if not chosen:
             raise InputError("policies", "are none", f"known: {', '.join(REGISTRY)}")
-        return cls(chosen, {name: searchable(policy_class(name)) for name in chosen}, joint)
+        return cls(chosen, {name: _searched(policy_class(name), metrics) for name in chosen}, joint, grid)._checked()
+
+    def _checked(self) -> Space:
+        counts = [math.prod(len(_levels(each)) for each in found.values()) for found in self.parameters.values()]
+        if self.grid and sum(counts) > MOST:
+            raise InputError("sampler", f"a grid would have {sum(counts):,} points", "name fewer policies, or use tpe")
+        return self
 
     @cached_property
     def settings(self) -> dict[str, list[dict[str, Any]]]:
@@ -65,10 +85,26 @@ class Space:
 
     @cached_property
     def fixed(self) -> list[tuple[str, dict[str, Any]]]:
-        """The first trials: the default of every policy, then the other settings of those that have a few."""
-        defaults = [(name, self._defaults(name)) for name in self.policies]
-        rest = [(name, point) for name, points in self.settings.items() for point in points]
-        return defaults + [each for each in rest if each not in defaults]
+        """The first trials: every policy's default, its other aims, and all settings of those that have a few."""
+        defaults = [(name, self.defaults(name)) for name in self.policies]
+        rest = [(name, {**values, AIM: aim}) for name, values in defaults for aim in self._aims(name)]
+        rest += [(name, point) for name, points in self.settings.items() for point in points]
+        if self.grid:
+            rest += self._points()
+        return list({repr((name, sorted(values.items()))): (name, values) for name, values in defaults + rest}.values())
+
+    def _points(self) -> list[tuple[str, dict[str, Any]]]:
+        """All points of the policies' grids, in an order that looks drawn: a part of them is spread over the whole."""
+        found = []
+        for name in self.open:
+            levels = {key: _levels(each) for key, each in self.parameters[name].items()}
+            found += [(name, dict(zip(levels, point, strict=True))) for point in itertools.product(*levels.values())]
+        return sorted(found, key=digest)
+
+    def _aims(self, name: str) -> tuple[str, ...]:
+        """What a planner can be told to plan for."""
+        found = self.parameters[name].get(AIM)
+        return found.space.options if found is not None and isinstance(found.space, Choice) else ()
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -98,7 +134,7 @@ class Space:
     def enqueue(self, study: Study, number: int) -> None:
         """Let Optuna's next trial be one of the first."""
         name, values = self.fixed[number]
-        point = {each: self._defaults(each) for each in self.policies} if self.joint else {}
+        point = {each: self.defaults(each) for each in self.policies} if self.joint else {}
         point[name] = values
         choice = {"policy" if name in self._drawn else "fixed policy": name}
         named = {f"{each}.{key}": value for each, values in point.items() for key, value in values.items()}
@@ -123,13 +159,38 @@ class Space:
         """The policies among which the sampler chooses."""
         return self.policies if self.joint else self.open
 
-    def _defaults(self, name: str) -> dict[str, Any]:
+    def defaults(self, name: str) -> dict[str, Any]:
+        """The first setting that is tried of a policy."""
         return {key: each.default for key, each in self.parameters[name].items()}
 
     def _suggest_policy(self, trial: Trial) -> str:
         if trial.number < len(self.fixed) and self.fixed[trial.number][0] not in self._drawn:
             return str(trial.suggest_categorical("fixed policy", self.policies))
         return str(trial.suggest_categorical("policy", self._drawn))
+
+
+def _searched(policy: type, metrics: Sequence[str]) -> Mapping[str, Parameter]:
+    """The parameters that are tried; of an aim only what the search is about."""
+    found = searchable(policy)
+    narrowed = {key: aims_of(each, metrics) if isinstance(each.space, Aim) else each for key, each in found.items()}
+    return {key: each for key, each in narrowed.items() if each is not None}
+
+
+def _levels(parameter: Parameter) -> tuple[Any, ...]:
+    """The values of a parameter that a grid has: choices, few whole numbers, else so many from end to end."""
+    space = parameter.space
+    if isinstance(space, Choice):
+        return space.options
+    assert isinstance(space, Range), "searchable() gives only parameters with a range"
+    if parameter.type is int and space.high - space.low < LEVELS:
+        return tuple(range(int(space.low), int(space.high) + 1))
+    shares = [place / (LEVELS - 1) for place in range(LEVELS)]
+    if space.log:
+        values = [space.low * (space.high / space.low) ** share for share in shares]
+    else:
+        values = [space.low + (space.high - space.low) * share for share in shares]
+    values[-1] = space.high  # not a rounding above it
+    return tuple(dict.fromkeys(map(round, values))) if parameter.type is int else tuple(map(float, values))
 
 
 def _suggest_value(trial: Trial, name: str, parameter: Parameter) -> Any:

@@ -44,9 +44,12 @@ def check_pruner(pruner: str, goal: Goal) -> None:
         raise InputError("pruner", f"{pruner!r} is unknown", f"one of {', '.join(PRUNERS)}")
     if pruner == NONE:
         return
-    if len(goal.metrics) > 1 or goal.metrics[0] not in TIMED or goal.constraints:
+    if len(goal.metrics) > 1 or goal.metrics[0] not in TIMED:
         problem = f"{pruner} judges the times of steps, and the search is about more than them"
-        raise InputError("pruner", problem, f"one objective of {' or '.join(TIMED)}, no floor or budget")
+        raise InputError("pruner", problem, f"one objective of {' or '.join(TIMED)}")
+    if goal.constraints and pruner != BOUND:
+        problem = f"{pruner} judges by values alone, and some may not count for their {' and '.join(goal.constraints)}"
+        raise InputError("pruner", problem, f"use {BOUND} or {NONE} with limits")
     from ..sim.adaptive import is_eventful
 
     eventful = [cell.scenario.name for cell in goal.cells if is_eventful(cell.scenario)]

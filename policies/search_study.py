@@ -115,7 +115,7 @@ class _Batches:
         """A batch that was evaluated before."""
         if self._judge is not None:
             self._judge.replay(outcomes)
-        values = [each.values[0] for each in outcomes if each.values is not None]
+        values = [each.values[0] for each in outcomes if each.values is not None and each.counts]
         self._best = max([*values, *([] if self._best is None else [self._best])], default=None)
 
     def _run_staged(self, study: Study, numbers: range, existing: Sequence[FrozenTrial]) -> int:

@@ -59,11 +59,18 @@ def text(value: object) -> str:
     return str(value)
 
 
-def run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row per run: what decides, in the order in which people ask; without columns that no run has a value for."""
+def run_rows(runs: Sequence[Run], decisions_s: Sequence[float] | None = None) -> list[dict[str, Any]]:
+    """One row per run: what decides, in the order in which people ask; without columns that no run has a value for.
+
+    Args:
+        runs: simulated or measured.
+        decisions_s: how long each policy took to decide, where that is known.
+    """
     bounds = bounds_s([run.summary for run in runs])
     gaps = (gap_percent(run.summary.step_time_s.p50, bound) for run, bound in zip(runs, bounds, strict=True))
     rows = [_run_row(run, gap) for run, gap in zip(runs, gaps, strict=True)]
+    for row, seconds in zip(rows, decisions_s or (), strict=False):
+        row["decision ms"] = 1e3 * seconds
     known = [key for key in rows[0] if any(row[key] is not None for row in rows)] if rows else []
     return [{key: row[key] for key in known} for row in rows]
 

@@ -54,12 +54,14 @@ def remark(as_json: bool, lines: Iterable[str]) -> None:
         terminal(stdout=not as_json).print(line, highlight=False)
 
 
-def emit_runs(document: Any, as_json: bool, runs: list[Any], title: str) -> None:
-    """The figures of runs, what binds each, and what failures leave of it."""
+def emit_runs(
+    document: Any, as_json: bool, runs: list[Any], title: str, decisions_s: Sequence[float] | None = None
+) -> None:
+    """The figures of runs, how long their policies thought where that is known, what binds, what failures leave."""
     from ...results.tables import binding_table, faults_table
     from ..show import run_rows
 
-    emit(document, as_json, run_rows(runs), title)
+    emit(document, as_json, run_rows(runs, decisions_s), title)
     tabulate(as_json, binding_table(runs), "what binds")
     if faults := faults_table(runs):
         tabulate(as_json, faults, "with failures")

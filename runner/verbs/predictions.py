@@ -30,6 +30,7 @@ def simulate(
     """Predict what policies and plans give on a scenario; the policies that it names by default."""
     from ...policies import policies_for
     from ...sim.engine import simulate as predict
+    from ..deciding import decided
 
     loaded, notes = load(scenario, settings, runs, force)
     names = split(policy)
@@ -37,14 +38,18 @@ def simulate(
     if seeds is not None:
         return _studied(loaded, policies, seeds, seed, as_json)
     done: list[Any] = []
+    decisions_s: list[float] = []
     try:
         for each in policies:
-            done.append(predict(loaded, each, seed=seed))
+            made, seconds = decided(loaded, each)
+            done.append(predict(loaded, made, seed=seed))
+            decisions_s.append(seconds)
     except KeyboardInterrupt:
         _written(done, runs, notes)  # what is complete is kept; a mistake leaves nothing
         raise
-    document = {"scenario": loaded.name, "runs": _written(done, runs, notes)}
-    emit_runs(document, as_json, done, f"{loaded.name}: predicted")
+    rows = _written(done, runs, notes)
+    told = [{**row, "decision_s": seconds} for row, seconds in zip(rows, decisions_s, strict=True)]
+    emit_runs({"scenario": loaded.name, "runs": told}, as_json, done, f"{loaded.name}: predicted", decisions_s)
     return None
 
 

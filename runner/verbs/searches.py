@@ -29,7 +29,9 @@ def search(
     settings: Settings = [],
     seed: Seed = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL, or a journal file.")] = None,
-    sampler: Annotated[str, typer.Option(help="Optuna sampler: tpe, random, nsgaii, qmc, cmaes or gp.")] = "tpe",
+    sampler: Annotated[
+        str, typer.Option(help="Optuna sampler: tpe, random, nsgaii, nsgaiii, qmc, cmaes or gp; or grid: all settings.")
+    ] = "tpe",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that evaluate trials.")] = None,
     objective: Annotated[
         str, typer.Option(help="Objectives, comma-separated: several give a Pareto front. Default: the scenario's.")
@@ -39,6 +41,13 @@ def search(
     pruner: Annotated[
         str, typer.Option(help="Give up hopeless trials: bound, median, percentile, halving or hyperband.")
     ] = "none",
+    limit: Annotated[
+        list[str],
+        typer.Option(
+            help="Who counts: objective=value, the most (of throughput and memory_headroom the least). Repeatable."
+        ),
+    ] = [],
+    importance: Annotated[str, typer.Option(help="Of parameters: ped-anova, fanova or mdi.")] = "ped-anova",
     figures: Annotated[bool, typer.Option("--figures", help="Draw figures, in a folder beside the study.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The winner as a policy file: best.toml, or front.toml.")
@@ -49,10 +58,12 @@ def search(
 ) -> None:
     """Look for the policy and parameters that win in simulation; writes best.toml, or the Pareto front."""
     from ...policies.search import search as find
+    from ...policies.search_importance import check_evaluator
     from ...policies.search_importance import importances as weigh
     from ..searching import document, headline, importance_table, study_file, table, write_figures, write_winners
     from ..show import progress
 
+    check_evaluator(importance)  # before anything is searched
     names = _bare(split(policy)) or None
     loaded = [load(each, settings, runs, force)[0] for each in scenario]
     arguments: dict[str, Any] = {
@@ -62,16 +73,26 @@ def search(
         "seeds": seeds,
         "robust": robust,
         "pruner": pruner,
+        "limits": dict(map(_limit, split(limit))),
     }
     place = storage or str(runs / "studies" / study_file(loaded, names, arguments))
     with progress(terminal(), "searching") as tick:
         result = find(loaded, policies=names, trials=trials, storage=place, workers=workers, progress=tick, **arguments)
-    files, shares = write_winners(result, out), weigh(result)
+    files, shares = write_winners(result, out), weigh(result, importance)
     drawn = write_figures(result, shares, place, files[0]) if figures else []
     rows = table(result)
     emit(document(result, shares, [*files, *drawn], rows), as_json, rows, headline(result, files[0]))
     if shares:
         tabulate(as_json, importance_table(shares), "importance of parameters")
+
+
+def _limit(text: str) -> tuple[str, float]:
+    """A limit from the command line."""
+    metric, equals, value = text.partition("=")
+    try:
+        return metric.strip(), float(value if equals else "")
+    except ValueError:
+        raise InputError("--limit", f"{text!r} is not objective=number", "for instance energy=2e9") from None
 
 
 def _bare(names: list[str]) -> list[str]:

@@ -41,7 +41,14 @@ def publish_bench() -> None:
         figures = Path(place) / "bench.json"
         environment = {**os.environ, "STEELYARD_SCOREBOARD": str(figures)}
         run([program("pytest"), "-m", "bench", "-q", "-s", "-p", "no:cacheprovider", "tests/bench"], environment)
-        _write("bench.json", json.loads(figures.read_text()))
+        _write("bench.json", {"figures": json.loads(figures.read_text()), **_circumstances()})
+
+
+def _circumstances() -> dict[str, Any]:
+    """When and where something was measured."""
+    from steelyard.runner.devices import fingerprint
+
+    return {"date": datetime.now(UTC).date().isoformat(), "host": fingerprint()}
 
 
 def publish_demo() -> None:
@@ -65,8 +72,6 @@ def publish_scores(verb: str) -> None:
 
 def publish_suite() -> None:
     """Keep the verdict of the suite that ``steelyard replay --suite`` has measured, without its events and paths."""
-    from steelyard.runner.devices import fingerprint
-
     document = json.loads((ROOT / "runs" / "suite-full" / "suite.json").read_text())
     document["cases"] = [
         {key: value for key, value in case.items() if key not in ("folder", "observations")}
@@ -74,7 +79,7 @@ def publish_suite() -> None:
     ]
     for key in ("report", "plans"):
         document.pop(key)  # a path, and what the cases say too
-    _write("suite.json", {**document, "date": datetime.now(UTC).date().isoformat(), "host": fingerprint()})
+    _write("suite.json", {**document, **_circumstances()})
 
 
 PARTS: dict[str, Callable[[], None]] = {
@@ -99,10 +104,8 @@ def run(command: list[str], environment: dict[str, str]) -> str:
 
 def condensed(document: dict[str, Any]) -> dict[str, Any]:
     """The demo's document without paths, with the host it was made on."""
-    from steelyard.runner.devices import fingerprint
-
     kept = {key: value for key, value in document.items() if key not in ("report", "folder", "notes")}
-    return {**kept, "date": datetime.now(UTC).date().isoformat(), "host": fingerprint(), "notes": document["notes"]}
+    return {**kept, **_circumstances(), "notes": document["notes"]}
 
 
 def rendered(text: str) -> str:
@@ -410,11 +413,17 @@ def _case_line(case: dict[str, Any]) -> str:
 
 
 def bench_lines(bench: dict[str, Any]) -> list[str]:
-    """One row per benchmark."""
+    """One row per benchmark, and when and where they ran; figures of older versions do not say it."""
+    figures = bench.get("figures", bench)
     rows = [
-        f"| {name} | {entry['value']:.2f} | {entry['aim']} | {entry['what']} |" for name, entry in sorted(bench.items())
+        f"| {name} | {entry['value']:.2f} | {entry['aim']} | {entry['what']} |"
+        for name, entry in sorted(figures.items())
     ]
-    return ["| benchmark | ratio | aim | what it compares, in one run |", "|---|---|---|---|", *rows]
+    made = "By `make bench`, which prints what `make publish ARGS=bench` keeps"
+    if "date" in bench:
+        host = bench["host"]
+        made += f"; on {bench['date']}, {host['cores']} cores of {host['cpu']}, Python {host['python']}"
+    return ["| benchmark | figure | aim | what it is, in one run |", "|---|---|---|---|", *rows, "", f"{made}."]
 
 
 def _ms(middle: float, interval: list[float]) -> str:

@@ -45,7 +45,7 @@ def _falling(draws: random.Random) -> list[DeviceView]:
 
 
 @pytest.mark.bench
-def test_a_thousand_devices_share_a_hundred_thousand_samples() -> None:
+def test_a_thousand_devices_share_a_hundred_thousand_samples(scoreboard: Callable[..., None]) -> None:
     draws = random.Random(0)
     cases: dict[str, Sequence[DeviceView]] = {
         "1,000 kinds, affine": _affine(draws),
@@ -61,7 +61,9 @@ def test_a_thousand_devices_share_a_hundred_thousand_samples() -> None:
             taken.append(time.perf_counter() - started)
             assert split is not None
             assert sum(split) == BATCH
-        print(f"\n{DEVICES} devices, batch {BATCH}, {name}: {1e3 * min(taken):.1f} ms")
+        what = f"ms for the exact split alone, {DEVICES} devices, batch {BATCH}, {name} (first {1e3 * taken[0]:.0f} ms)"
+        scoreboard(f"exact split, {name}", 1e3 * min(taken), aim="< 10 ms", what=what)
+        assert min(taken) < 1.0  # a host that is shared by many is no reason to fail
 
 
 POLICIES = ("uniform", "throughput", "proportional", "makespan", "cannikin", "poplar", "cephalo")

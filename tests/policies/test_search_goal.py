@@ -162,6 +162,31 @@ def test_a_limit_that_nothing_meets_is_said(both: Scenario) -> None:
         search(asked, trials=8, workers=0)
 
 
+@pytest.mark.parametrize("metric", ["step_time_p90", "energy", "memory_headroom", "cost", "throughput"])
+def test_a_limit_on_any_figure_decides_who_can_win(metric: str, both: Scenario) -> None:
+    """Between the best and the worst that a search meets: those on the wrong side are told by how much."""
+    arguments: dict[str, Any] = {"trials": 24, "seed": 3, "sampler": "random", "workers": 0}
+    free = search(both, objectives=["throughput", metric], **arguments)
+    values = sorted(free.figures(row)[metric] for row in free.trials if row.value is not None)
+    limit = (values[0] + values[-1]) / 2
+    result = search(both, limits={metric: limit}, **arguments)
+    missed = {row.number: row.violation for row in result.trials if row.value is not None}
+    assert 0 < sum(each > 0 for each in missed.values()) < len(missed)
+    for row in result.trials:
+        if row.value is not None:
+            policy = make_policy(row.policy, row.parameters)
+            figure = measure(both, policy, seed=3, launches=2, metrics=[metric])[metric]
+            assert (row.violation == 0) == (figure <= limit if metric in LESS_IS_BETTER else figure >= limit)
+    assert result.value == max(row.values[0] for row in result.trials if row.counts)
+
+
+def test_the_tighter_of_two_limits_counts(both: Scenario, pareto: SearchResult) -> None:
+    floor = 0.9 * pareto.value
+    loose = _about(both, least_throughput_samples_per_s=0.5 * pareto.value)
+    kept = search(loose, limits={"throughput": floor}, trials=24, seed=3, workers=0)
+    assert all((row.values[0] >= floor) == row.counts for row in kept.trials if row.value is not None)
+
+
 @pytest.mark.parametrize("metric", ["throughput", "cost", "memory_headroom"])
 @pytest.mark.parametrize("robust", ["mean", "worst"])
 def test_a_robust_value_is_the_mean_or_worst_share_of_the_best_default(
@@ -207,6 +232,10 @@ def test_a_robust_winner_has_a_plan_everywhere(both: Scenario, other: Scenario, 
         ({"objectives": ["throughput", "cost"], "pruner": "median"}, "pruner"),
         ({"objectives": ["cost"], "pruner": "median"}, "pruner"),
         ({"pruner": "bound"}, "steps vary"),
+        ({"pruner": "median", "limits": {"energy": 1.0}}, "use bound or none"),
+        ({"limits": {"speed": 1.0}}, "limit: 'speed' is unknown"),
+        ({"limits": {"energy": 0.0}}, "limit.energy"),
+        ({"limits": {"energy": 1.0}, "sampler": "cmaes"}, "no limits"),
         ({"pruner": "shears"}, "unknown"),
     ],
 )

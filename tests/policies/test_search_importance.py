@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from steelyard.policies import search_importance
 from steelyard.policies.search import SearchResult, search
-from steelyard.policies.search_importance import EVALUATORS, importances
+from steelyard.policies.search_importance import EVALUATORS, check_evaluator, importances
 from steelyard.results.errors import InputError
 from steelyard.sim.spec import Scenario, scenario_from
 
@@ -28,6 +28,15 @@ def small(make_document: Callable[..., dict[str, Any]]) -> Scenario:
 @pytest.fixture(scope="module")
 def searched(small: Scenario) -> SearchResult:
     return search(small, policies=["throughput", "attention", "makespan"], trials=80, seed=1, workers=0)
+
+
+def test_an_evaluator_that_is_unknown_or_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"^importance: 'guess' is unknown"):
+        check_evaluator("guess")
+    monkeypatch.setattr(search_importance, "find_spec", lambda name: None)
+    check_evaluator("ped-anova")
+    with pytest.raises(InputError, match="pip install scikit-learn"):
+        check_evaluator("fanova")
 
 
 @pytest.mark.parametrize("evaluator", EVALUATORS)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from steelyard.policies import search_samplers
 from steelyard.policies.search import Space, search
-from steelyard.policies.search_samplers import NEEDS, SAMPLERS
+from steelyard.policies.search_samplers import NEEDS, SAMPLERS, SEVERAL
+from steelyard.policies.search_space import LEVELS
 from steelyard.results.errors import InputError
 from steelyard.sim.spec import Scenario, scenario_from
 
@@ -38,6 +39,7 @@ def _installed(sampler: str) -> None:
 def test_a_journal_cut_anywhere_resumes_to_the_same_table(sampler: str, small: Scenario, tmp_path: Path) -> None:
     _installed(sampler)
     arguments: dict[str, Any] = {"policies": NAMES, "trials": TRIALS.get(sampler, 44), "seed": 3, "workers": 0}
+    arguments["objectives"] = ("throughput", "cost") if sampler in SEVERAL else ()
     full = tmp_path / "full.log"
     whole = search(small, sampler=sampler, storage=full, **arguments)
     assert search(small, sampler=sampler, **arguments).trials == whole.trials, "storage does not matter"
@@ -72,6 +74,30 @@ def test_cmaes_narrows_down(small: Scenario) -> None:
             values += [row.value for row in result.trials[-16:] if row.value is not None]
         means[sampler] = sum(values) / len(values)
     assert means["cmaes"] > means["random"]
+
+
+def test_nsga_iii_is_for_several_objectives(small: Scenario) -> None:
+    with pytest.raises(InputError, match="several objectives"):
+        search(small, trials=8, sampler="nsgaiii", workers=0)
+
+
+def test_a_grid_is_every_setting_once_and_holds_the_ends(small: Scenario) -> None:
+    """Of ranges so many levels; of choices all: counted by hand."""
+    result = search(small, policies=["proportional", "uniform"], trials=1000, sampler="grid", workers=0)
+    tried = [(row.policy, json.dumps(row.parameters, sort_keys=True)) for row in result.trials]
+    assert len(set(tried)) == len(tried)
+    figures = {row.parameters["figure"] for row in result.trials if row.policy == "proportional"}
+    assert len(tried) == 1 + LEVELS * len(figures), "the default is a point of the grid"
+    gammas = sorted({row.parameters["gamma"] for row in result.trials if row.policy == "proportional"})
+    assert gammas == [0.0, 0.5, 1.0, 1.5, 2.0]
+    part = search(small, policies=["proportional", "uniform"], trials=9, seed=8, sampler="grid", workers=0)
+    assert [row.parameters for row in part.trials] == [row.parameters for row in result.trials[:9]], "no seed in it"
+    assert len({row.parameters.get("figure") for row in part.trials}) > 2, "a part is spread over the whole"
+
+
+def test_a_grid_of_too_many_points_is_refused(small: Scenario) -> None:
+    with pytest.raises(InputError, match=r"a grid would have [\d,]+ points"):
+        search(small, policies=["attention-heads"], trials=8, sampler="grid", workers=0)
 
 
 def test_a_joint_trial_carries_all_parameters_and_tells_its_own(small: Scenario) -> None:

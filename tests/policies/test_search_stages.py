@@ -46,7 +46,7 @@ def test_stages_add_up_to_the_whole(metric: str, name: str, noisy: Scenario, sti
             for each, seed in cells
         ]
         goal = Goal(tuple(about), (metric,), "mean" if len(cells) > 1 else None)
-        goal = goal.with_references(["uniform"]) if goal.robust else goal
+        goal = goal.with_references({"uniform": {}}) if goal.robust else goal
         parts = []
         for stage in range(len(stages(goal))):
             parts.append(simulate_stage(goal, name, {}, stage))
@@ -119,6 +119,20 @@ def test_the_bound_prunes_and_the_winner_is_the_same(sampler: str, still: Scenar
             assert known.value <= whole.value
         else:
             assert row.value == known.value
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc"])
+def test_the_bound_prunes_under_limits_and_the_winner_is_the_same(sampler: str, still: Scenario) -> None:
+    """Only what counts may give up others: the fastest plan of all is over this limit."""
+    arguments: dict[str, Any] = {"trials": 48, "seed": 3, "sampler": sampler, "workers": 0}
+    free = search(still, objectives=["throughput", "memory_headroom"], **arguments)
+    fastest = free.figures(free.front[0])["memory_headroom"]
+    most = max(free.figures(row)["memory_headroom"] for row in free.front)
+    arguments |= {"objectives": ["throughput"], "limits": {"memory_headroom": (fastest + most) / 2}}
+    whole, pruned = search(still, **arguments), search(still, **arguments, pruner="bound")
+    assert whole.value < free.value
+    assert pruned.front == whole.front
+    assert any(row.state == "pruned" for row in pruned.trials)
 
 
 def test_the_bound_prunes_over_several_scenarios(still: Scenario) -> None:

@@ -47,6 +47,19 @@ def test_several_objectives_give_a_front_and_its_files(capsys: pytest.CaptureFix
     assert run(["simulate", PRICED, "-p", "front-1.toml"]) == 0
 
 
+def test_limits_and_importance_are_options(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["old-and-new", "--trials", "40", "--sampler", "random", "-p", "attention"]
+    free = _search(capsys, *words, "--importance", "mdi")
+    assert sum(free["importances"].values()) == pytest.approx(1)
+    values = sorted(row["value"] for row in free["trials"] if row["value"] is not None)
+    floor = (values[0] + values[-1]) / 2
+    tight = _search(capsys, *words, "--limit", f"throughput={floor}", "--limit", "memory_headroom=0.001")
+    assert {row["number"] for row in tight["trials"] if row["violation"] > 0} == {
+        row["number"] for row in free["trials"] if row["value"] is not None and row["value"] < floor
+    }
+    assert tight["best"]["value"] == free["best"]["value"], "another study, and the same draws"
+
+
 def test_every_row_tells_its_gap_to_the_bound(capsys: pytest.CaptureFixture[str]) -> None:
     """Of splits by the bound of splits; beside plans of another kind, by the bound of all plans."""
     scenario = load_scenario(PRICED)
@@ -103,6 +116,9 @@ def test_figures_are_beside_the_winner_where_the_study_is_in_a_database(capsys: 
         (["old-and-new", "--objective", "throughput,memory_headroom", "--pruner", "median"], "pruner"),
         (["old-and-new", "--set", "objective.least_throughput_samples_per_s=1e9"], "limits"),
         (["old-and-new", "nowhere"], "no such scenario"),
+        (["old-and-new", "--limit", "energy"], "--limit"),
+        (["old-and-new", "--limit", "speed=3"], "limit"),
+        (["old-and-new", "--importance", "guess"], "importance"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(
