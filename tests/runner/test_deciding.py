@@ -36,6 +36,7 @@ def test_simulate_tells_how_long_each_policy_thought(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     words = [word for setting in QUICK for word in ("--set", setting)]
     assert run(["simulate", "mixed-gpus", "-p", "uniform,makespan", *words, "--json"]) == 0
     said = capsys.readouterr()
