@@ -39,6 +39,8 @@ GRACE_S = 0.5
 """After the first worker died, the others get this long to show that they died first."""
 STOPPED_S = 5.0
 """A worker that a signal stopped for so long is given up: nobody stops one for its own good."""
+MARGIN_S = 2.0
+"""From the moment at which a fault can be told to its line in a journal, when all that the group held is freed."""
 LOOKED_AT_S = 0.5
 """Between two looks at the state of silent workers."""
 BLAMES_PEER = ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
@@ -50,6 +52,13 @@ Progress = Callable[[str, int, float], None]
 Listen = Callable[[str, str], None]
 """Called with a lane's name and each line that its worker writes."""
 Kind = Literal["killed", "memory", "erred", "ended", "stopped", "hung", "link", "driver"]
+
+
+def noticed_within_s(kind: Kind, timeout_s: float) -> float:
+    """Seconds from a fault that befalls a group at its tasks to its line in a journal: what is stated above."""
+    if kind == "stopped":
+        return min(timeout_s, STOPPED_S) + MARGIN_S
+    return MARGIN_S + (timeout_s if kind in ("hung", "link") else 0.0)
 
 
 @dataclass(frozen=True)

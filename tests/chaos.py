@@ -2,8 +2,9 @@
 
     python tests/chaos.py --kills 50 --hangs 20 --parts 2 --seed 0
 
-The file is written after every part, so that an interrupted run says how far it came. Exit code 1 where anything was
-lost, changed, misnamed or left behind.
+The scenario is ``chaos.toml`` beside this file: its lanes have quotas, limits of memory and hosts of their own, as far
+as this host has them. The result is written after every part, so that an interrupted run says how far it came. Exit
+code 1 where anything was lost, changed, misnamed, noticed late on a quiet host, or left behind.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ from steelyard.policies import make_policy
 from steelyard.results.store import to_json, write_text
 from steelyard.runner.calibrate import calibrate
 from steelyard.runner.chaos.chaos import Chaos, chaos
+from steelyard.runner.chaos.strikes import TOLD
+from steelyard.runner.isolation.capabilities import Host, this_host
 from steelyard.runner.resolving import resolver
-from steelyard.sim.spec import apply_setting, load_scenario, read_document
+from steelyard.sim.spec import apply_setting, read_document, scenario_from
 
 SCOREBOARD = Path(__file__).resolve().parents[1] / "results" / "scoreboard" / "chaos.json"
-SETTINGS = ("training.data=random", "training.checkpoint_every_steps=5")
+SCENARIO = Path(__file__).with_name("chaos.toml")
 POLICY = "makespan"
+NEEDS = {"cpu_share": "cpu_quota", "memory_limit_gib": "memory_limit"}
+"""What lanes ask for, and the capability that it takes."""
 
 
 def main() -> int:
     """Run, write, and say what came of it."""
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    words.add_argument("--scenario", default="demo")
+    words.add_argument("--scenario", default=str(SCENARIO))
     words.add_argument("--kills", type=int, default=50)
     words.add_argument("--hangs", type=int, default=20)
     words.add_argument("--parts", type=int, default=2, help="trainings that the faults are dealt to")
@@ -39,12 +44,14 @@ def main() -> int:
     words.add_argument("--runs", type=Path, default=Path("runs"))
     words.add_argument("--out", type=Path, default=SCOREBOARD)
     chosen = words.parse_args()
-    settings = [*SETTINGS, *chosen.settings]
     document, folder = read_document(chosen.scenario)
-    for setting in settings:
+    for setting in chosen.settings:
         apply_setting(document, setting)
+    missing = leave_out(document, this_host())
+    _say("\n".join(missing))
     calibrate(document, folder, chosen.runs, report=_say)
-    scenario = load_scenario(chosen.scenario, settings, resolver(chosen.runs, force=False, notes=[]))
+    resolved = resolver(chosen.runs, force=False, notes=[])(document, folder)
+    scenario = scenario_from(resolved, folder)
     parts: list[Chaos] = []
     for number in range(chosen.parts):
         share = {name: _share(getattr(chosen, name), chosen.parts, number) for name in ("kills", "hangs")}
@@ -52,20 +59,38 @@ def main() -> int:
         found = chaos(scenario, make_policy(POLICY), POLICY, chosen.runs, **share, seed=seed, report=_say)
         parts.append(found)
         _say(found.headline())
-        write_text(chosen.out, to_json(summed(parts, {"kill": chosen.kills, "hang": chosen.hangs}, settings)))
+        write_text(chosen.out, to_json(summed(parts, {"kill": chosen.kills, "hang": chosen.hangs}, missing)))
     problems = [problem for part in parts for problem in part.problems]
     _say("\n".join([*problems, f"wrote {chosen.out}"]))
     return 1 if problems else 0
 
 
-def summed(parts: Sequence[Chaos], asked: dict[str, int], settings: Sequence[str]) -> dict[str, Any]:
+def leave_out(document: dict[str, Any], host: Host) -> list[str]:
+    """Take from a scenario's lanes what this host cannot give; a sentence for each thing that was taken."""
+    cluster, missing = document["cluster"], []
+    lanes = cluster["lanes"] if isinstance(cluster.get("lanes"), list) else []
+    for key, name in NEEDS.items():
+        found = host.capability(name)
+        if not found.available and any(lane.pop(key, None) is not None for lane in lanes):
+            for lane in lanes:
+                lane.pop(key, None)
+            missing.append(f"without {key}: this host has no {found.title}: {found.reason}")
+    found = host.capability("namespaces")
+    if not found.available and cluster.pop("hosts", None):
+        missing.append(f"without hosts: this host has no {found.title}: {found.reason}")
+    return missing
+
+
+def summed(parts: Sequence[Chaos], asked: dict[str, int], missing: Sequence[str]) -> dict[str, Any]:
     """What the parts came to together, and each of them."""
     documents = [part.document for part in parts]
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "settings": list(settings),
+        "left_out": list(missing),
         "asked": asked,
         "struck": {kind: sum(each["struck"][kind] for each in documents) for kind in asked},
+        "struck_kinds": {kind: sum(each["struck_kinds"][kind] for each in documents) for kind in TOLD},
+        "busy": sorted({reason for each in documents for reason in each["busy"]}),
         "bit_identical": all(each["bit_identical"] for each in documents),
         "problems": [problem for part in parts for problem in part.problems],
         **{

@@ -19,11 +19,11 @@ from ..devices import fingerprint
 from ..journal import Event
 from ..replay import lanes_of
 from ..train import trainable
-from ..watch import STOPPED_S
+from .blows import victims_of
 from .drill import Drill, Struck, drill
-from .forecast import Costs, Forecast, forecast, rows, steps_for
+from .forecast import Costs, Forecast, agreement, forecast, rows, steps_for
 from .leftovers import left_behind
-from .strikes import Kind, Strike, count, draw
+from .strikes import TOLD, Kind, Sort, Strike, count, draw, named, within_s
 
 INTERVAL_S = 1.0
 """Predicted seconds of steps between two checkpoints, where the scenario does not say how many steps."""
@@ -33,8 +33,6 @@ MARGIN = 2.0
 """The training is so many times as long as it is predicted to take until the last fault has struck."""
 SPARE_FAULTS = 20
 """Faults beyond those that are meant to be, on a busy host."""
-DIED_S = 2.0
-"""Within which a death is to be noticed; a worker that was stopped, after its patience and as much again."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ class Chaos:
             f"{'bit-identical' if self.document['bit_identical'] else 'NOT the same bytes'}, "
             f"{self.document['lost_results']} lost results, {len(self.document['left_behind'])} left behind, "
             f"{self.document['misnamed']} misnamed, {self.document['late']} noticed late"
+            f"{' on a busy host' if self.document['busy'] else ''}"
         )
 
 
@@ -76,8 +75,8 @@ def chaos(
         policy: divides the work.
         words: the policy as the command line takes it.
         runs: the folder of runs; everything goes to a new folder in it.
-        kills: workers that get SIGKILL.
-        hangs: workers that get SIGSTOP.
+        kills: workers that are killed: by SIGKILL, and where their lanes have a limit of memory by that.
+        hangs: workers that hang, in each way that their lanes and the host allow in turn (:mod:`.strikes`).
         seed: of the faults.
         report: gets lines for people.
 
@@ -86,11 +85,14 @@ def chaos(
         WorkerFailedError: a training ended otherwise than well.
     """
     plan, _ = trainable(scenario, policy, runs)
-    ranks = {lane.name: rank for rank, lane in enumerate(lanes_of(scenario))}
-    split = plan.split()
-    members = {name: rank for name, rank in ranks.items() if name in split}
+    lanes = {lane.name: (rank, lane) for rank, lane in enumerate(lanes_of(scenario)) if lane.name in plan.split()}
+    members = {name: rank for name, (rank, _) in lanes.items()}
     step_s = simulate(scenario, Fixed(plan, describe(policy))).summary.step_time_s.p50
-    strikes = draw(kills, hangs, len(members), seed)
+    timeout_s = scenario.replay.timeout_s
+    victims, notes = victims_of([lane for _, lane in lanes.values()], step_s, timeout_s)
+    for note in notes:
+        report(note)
+    strikes = draw(kills, hangs, victims, seed)
     scenario = prepared(scenario, strikes, step_s)
     folder = runs / f"chaos-{datetime.now(UTC).strftime('%Y%m%d-%H%M%S')}-{slug(scenario.name)}-{digest(seed)[:6]}"
     file = folder / "scenario.json"
@@ -99,14 +101,13 @@ def chaos(
     report(f"training {steps} steps undisturbed, a checkpoint after every {every}")
     calm = drill(file, words, folder / "undisturbed", members)
     costs = Costs.of(calm.events, calm.spent, steps)
-    timeout_s = scenario.replay.timeout_s
     predicted = forecast(strikes, costs, every=every, steps=steps, timeout_s=timeout_s)
     write_text(folder / "forecast.json", to_json(_forecast_document(predicted, strikes, costs)))
     report(f"predicted: goodput {predicted.goodput:.1%}, {predicted.wall_s:.0f} s; now with {len(strikes)} faults")
     moments = [(strike, strike.after_s(costs.start_s, every * costs.step_s)) for strike in strikes]
     stormy = drill(file, words, folder / "disturbed", members, strikes=moments)
     result = judged(folder, calm, stormy, strikes, predicted)
-    result.document["seed"] = seed
+    result.document.update(seed=seed, not_possible=notes)
     write_text(folder / "chaos.json", to_json(result.document))
     return result
 
@@ -137,26 +138,35 @@ def _forecast_document(predicted: Forecast, strikes: Sequence[Strike], costs: Co
 def judged(folder: Path, calm: Drill, stormy: Drill, strikes: Sequence[Strike], predicted: Forecast) -> Chaos:
     """Hold the disturbed training against the undisturbed one, the prediction, and what it left on the host."""
     noticed = answers(stormy.struck, stormy.faults)
-    left = [*left_behind(calm.sightings), *left_behind(stormy.sightings)]
+    timeout_s = stormy.folder.read_about().scenario.replay.timeout_s
     found: dict[str, Any] = {
         "bit_identical": calm.final.manifest.files == stormy.final.manifest.files,
         "lost": lost_results(stormy.events),
-        "misnamed": [f"{each.lane}: {fault['what']}" for each, fault in noticed if fault["lane"] != each.lane],
-        "left_behind": left,
+        "misnamed": misnamed(noticed),
+        "late": late(noticed, timeout_s),
+        "busy": stormy.busy,
+        "left_behind": [
+            *left_behind(calm.sightings),
+            *left_behind(stormy.sightings),
+            *(f"after a {each.strike.kind}: {what}" for each in stormy.struck for what in each.left),
+        ],
         "exposed_listeners": sorted(calm.sightings.exposed | stormy.sightings.exposed),
         "not_struck": len(strikes) - len(stormy.struck),
     }
     table = rows(predicted, stormy.spent, calm.spent)
+    delays = _delays(noticed)
     document = {
         **found,
         **_counts(strikes, stormy, noticed),
+        **{name: len(found[name]) for name in ("misnamed", "late")},
         "lost_results": len(found["lost"]),
-        "misnamed": len(found["misnamed"]),
+        "noticed_after_s": {kind: _summary(each, within_s(kind, timeout_s)) for kind, each in delays.items()},
         "steps": calm.final.manifest.step,
         "checkpoint_every_steps": stormy.folder.read_about().checkpoint_every_steps,
         "predicted_against_measured": table,
+        "agreement": agreement(predicted, strikes, stormy.spent, delays),
         "steps_lost_predicted": sum(predicted.steps_lost),
-        "faults": [_row(each, fault, predicted.steps_lost[number]) for number, (each, fault) in enumerate(noticed)],
+        "faults": [_row(each, fault, number, predicted) for number, (each, fault) in enumerate(noticed)],
         "minutes": round((calm.spent.wall_s + stormy.spent.wall_s) / 60, 1),
         "date": datetime.now(UTC).date().isoformat(),
         "host": fingerprint(),
@@ -170,20 +180,38 @@ def _problems(found: Mapping[str, Any]) -> Iterator[str]:
         yield "the disturbed training ended with other bytes than the undisturbed one"
     if found["not_struck"]:
         yield f"{found['not_struck']} faults had not struck when the training ended"
-    for name in ("lost", "misnamed", "left_behind", "exposed_listeners"):
+    wrong = ["lost", "misnamed", "left_behind", "exposed_listeners", *([] if found["busy"] else ["late"])]
+    for name in wrong:
         yield from (f"{name.replace('_', ' ')}: {each}" for each in found[name])
 
 
+def misnamed(noticed: Sequence[tuple[Struck, Event]]) -> list[str]:
+    """Faults whose culprit the driver did not name."""
+    return [
+        f"{each.strike.kind} of {each.lane}: {fault['what']}"
+        for each, fault in noticed
+        if not named(each.strike.kind, each.lane, fault)
+    ]
+
+
+def late(noticed: Sequence[tuple[Struck, Event]], timeout_s: float) -> list[str]:
+    """Faults whose lines came into the journal later after they were done than the project states."""
+    found = []
+    for each, fault in noticed:
+        delay_s, limit_s = fault["at_s"] - each.at_s, within_s(each.strike.kind, timeout_s)
+        if delay_s > limit_s:
+            found.append(f"{each.strike.kind} of {each.lane}: noticed after {delay_s:.1f} s, stated are {limit_s:g} s")
+    return found
+
+
 def _counts(strikes: Sequence[Strike], stormy: Drill, noticed: Sequence[tuple[Struck, Event]]) -> dict[str, Any]:
-    timeout_s = stormy.folder.read_about().scenario.replay.timeout_s
-    limits: dict[Kind, float] = {"kill": DIED_S, "hang": min(timeout_s, STOPPED_S) + DIED_S}
-    delays = {kind: _delays(noticed, kind) for kind in limits}
+    done = [each.strike for each in stormy.struck]
+    sorts: tuple[Sort, ...] = ("kill", "hang")
     return {
-        "asked": {kind: count(strikes, kind) for kind in limits},
-        "struck": {kind: sum(each.strike.kind == kind for each in stormy.struck) for kind in limits},
+        "asked": {sort: count(strikes, sort) for sort in sorts},
+        "struck": {sort: count(done, sort) for sort in sorts},
+        "struck_kinds": {kind: sum(each.kind == kind for each in done) for kind in TOLD},
         "unplanned_faults": len(stormy.faults) - len(noticed),
-        "late": sum(delay > limits[kind] for kind, each in delays.items() for delay in each),
-        "noticed_after_s": {kind: _summary(each, limits[kind]) for kind, each in delays.items()},
         "steps_lost": sum(fault["steps_lost"] for fault in stormy.faults),
     }
 
@@ -209,25 +237,26 @@ def answers(struck: Sequence[Struck], faults: Sequence[Event]) -> list[tuple[Str
     return pairs
 
 
-def _delays(noticed: Sequence[tuple[Struck, Event]], kind: Kind) -> list[float]:
-    return [fault["at_s"] - each.at_s for each, fault in noticed if each.strike.kind == kind]
+def _delays(noticed: Sequence[tuple[Struck, Event]]) -> dict[Kind, list[float]]:
+    """Seconds from each fault to its line in the journal, by kind."""
+    found: dict[Kind, list[float]] = {}
+    for each, fault in noticed:
+        found.setdefault(each.strike.kind, []).append(fault["at_s"] - each.at_s)
+    return found
 
 
-def _summary(delays: Sequence[float], limit_s: float) -> dict[str, float | None]:
-    return {
-        "median": statistics.median(delays) if delays else None,
-        "longest": max(delays, default=None),
-        "stated": limit_s,
-    }
+def _summary(delays: Sequence[float], limit_s: float) -> dict[str, float]:
+    return {"median": statistics.median(delays), "longest": max(delays), "stated": limit_s}
 
 
-def _row(struck: Struck, fault: Event, predicted_steps: float) -> dict[str, Any]:
+def _row(struck: Struck, fault: Event, number: int, predicted: Forecast) -> dict[str, Any]:
     return {
         "kind": struck.strike.kind,
         "lane": struck.lane,
         "starting": struck.strike.starting,
         "named": fault["what"],
+        "noticed_after_s_predicted": predicted.noticed_s[number],
         "noticed_after_s": fault["at_s"] - struck.at_s,
-        "steps_lost_predicted": predicted_steps,
+        "steps_lost_predicted": predicted.steps_lost[number],
         "steps_lost": fault["steps_lost"],
     }

@@ -17,7 +17,9 @@ from ...results.errors import WorkerFailedError
 from ..checkpoint import Checkpoint
 from ..journal import Event, Spent, parse_events, spent
 from ..training_folder import TrainingFolder
-from .leftovers import Sightings
+from .blows import strike as blow
+from .busy import Busy
+from .leftovers import Holding, Sightings
 from .strikes import Strike
 
 POLL_S = 0.01
@@ -33,6 +35,8 @@ class Struck:
     lane: str
     at_s: float
     """Of the monotonic clock, as the journal's times are."""
+    left: Sequence[str] = ()
+    """What the launch still held when the driver had written the fault down: a sentence each."""
 
 
 @dataclass
@@ -75,6 +79,8 @@ class Drill:
     events: list[Event]
     struck: list[Struck]
     sightings: Sightings
+    busy: Sequence[str] = ()
+    """Why the host counts as busy meanwhile; empty: it does not."""
 
     @property
     def spent(self) -> Spent:
@@ -119,6 +125,7 @@ def drill(
     marker.mkdir(parents=True)
     sightings, tail = Sightings(marker.resolve()), Tail(runs)
     struck: list[Struck] = []
+    busy = Busy()
     with (runs / "output.txt").open("w") as output, _training(scenario, policy, runs, output) as process:
         sightings.drivers.add(process.pid)
         try:
@@ -132,7 +139,7 @@ def drill(
     if process.returncode != 0 or folder is None:
         last = (runs / "output.txt").read_text().strip().splitlines()[-1:]
         raise WorkerFailedError(f"training in {runs} ended with code {process.returncode}: {''.join(last)}")
-    return Drill(folder, folder.journal.read(), struck, sightings)
+    return Drill(folder, folder.journal.read(), struck, sightings, busy.reasons())
 
 
 def _training(scenario: Path, policy: str, runs: Path, output: IO[str]) -> subprocess.Popen[bytes]:
@@ -166,16 +173,13 @@ def _strike(strike: Strike, after_s: float, tail: Tail, driver: int, members: Ma
     victim = worker_of(driver, members[lane])
     if victim is None or tail.attempt() != own:
         return []
+    holding, at_s = Holding.of(driver), time.monotonic()
     try:
-        if strike.kind == "kill":
-            victim.kill()
-        else:
-            victim.suspend()
+        blow(strike.kind, victim)
     except psutil.NoSuchProcess:  # it ended between the two lines: the strike is for the next launch
         return []
-    struck = Struck(strike, lane, time.monotonic())
     _until_failed(tail, own, driver)
-    return [struck]
+    return [Struck(strike, lane, at_s, holding.left())]
 
 
 def _until_failed(tail: Tail, own: Sequence[Event], driver: int) -> None:

@@ -7,7 +7,11 @@ however they were reparented since.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +20,8 @@ import psutil
 from ..places import PREFIX
 
 GROUPS = Path("/sys/fs/cgroup")
+GONE_S = 2.0
+"""Within which the kernel ends the processes whose parents have ended, and takes their namespaces away."""
 
 
 @dataclass
@@ -28,6 +34,8 @@ class Sightings:
     namespaces: set[int] = field(default_factory=set)
     exposed: set[str] = field(default_factory=set)
     """Listeners in the host's own network that are not on loopback."""
+    ports: set[int] = field(default_factory=set)
+    """All ports in the host's own network at which something listened."""
 
     def look(self, driver: int) -> None:
         """Take note of everything that a driver has started and that runs now."""
@@ -38,8 +46,80 @@ class Sightings:
                 self.namespaces.add(namespace)
                 continue  # what listens there, nobody outside of it can reach
             for ip, port in listeners(process):
+                self.ports.add(port)
                 if not ip.startswith("127.") and ip not in ("::1", "::ffff:127.0.0.1"):
                     self.exposed.add(f"{ip}:{port}")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a driver's launch has on the host at a moment: processes, control groups, namespaces, ports."""
+
+    driver: int
+    processes: Sequence[psutil.Process]
+    groups: Sequence[Path]
+    namespaces: frozenset[int]
+    ports: frozenset[int]
+
+    @classmethod
+    def of(cls, driver: int) -> Holding:
+        """Look with ``/proc``, the tree of control groups, and what the processes listen at."""
+        processes = descendants(driver)
+        namespaces = frozenset(map(_namespace, (each.pid for each in processes))) - {0, _namespace(driver)}
+        hosts = [each for each in processes if _namespace(each.pid) not in namespaces]
+        ports = frozenset(port for each in hosts for _, port in listeners(each))
+        return cls(driver, processes, list(_groups_of({driver})), namespaces, ports)
+
+    def left(self) -> list[str]:
+        """What is still there when the launch is over and the kernel has had its time: a sentence each."""
+        end = time.monotonic() + GONE_S
+        while (found := self._left()) and time.monotonic() < end:
+            time.sleep(0.05)
+        return found
+
+    def _left(self) -> list[str]:
+        """What is there now.
+
+        A launch that has begun since may have the numbers of namespaces and ports that were given back: what its
+        processes hold is theirs.
+        """
+        running = [each for each in self.processes if _runs(each)]
+        theirs = {each.pid for each in descendants(self.driver)} - {each.pid for each in running}
+        processes = [f"process {each.pid} ({_words(each)}) of the launch still runs" for each in running]
+        groups = [f"control group {path} of the launch is still there" for path in self.groups if path.exists()]
+        spaces = [
+            f"process {pid} is still in a network namespace of the launch"
+            for pid in psutil.pids()
+            if pid not in theirs and _namespace(pid) in self.namespaces
+        ]
+        return [*processes, *groups, *spaces, *_open_ports(self.ports, theirs)]
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a process has not ended; one that its parent has not taken note of has."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _words(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())[:120]
+    except psutil.NoSuchProcess:
+        return "it has ended since"
+
+
+def _open_ports(ports: Collection[int], theirs: Collection[int]) -> Iterator[str]:
+    """Ports among some at which, as ``ss`` says, something listens that is none of some processes."""
+    if shutil.which("ss") is None:
+        return
+    answer = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=False)
+    for line in answer.stdout.splitlines():
+        address = line.split()[3]
+        owners = {int(pid) for pid in re.findall(r"pid=(\d+),", line)}
+        if int(address.rpartition(":")[2]) in ports and not owners & set(theirs):
+            yield f"something still listens at {address}: {line.split()[-1]}"
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -73,17 +153,13 @@ def listeners(process: psutil.Process) -> list[tuple[str, int]]:
 
 def left_behind(seen: Sightings) -> list[str]:
     """Everything of a training that is still there: a sentence each; none is as it should be."""
-    return [*_processes(seen.marker), *_namespaces(seen), *_groups(seen.drivers), *_files(seen)]
+    return [*_processes(seen.marker), *_namespaces(seen), *_groups(seen.drivers), *_ports(seen), *_files(seen)]
 
 
 def _processes(marker: Path) -> Iterator[str]:
     for process in marked(marker):
-        try:
-            words = " ".join(process.cmdline())[:120]
-        except psutil.NoSuchProcess:  # it has ended since it was found
-            continue
         ports = "".join(f", listens at {ip}:{port}" for ip, port in listeners(process))
-        yield f"process {process.pid} ({words}) still runs{ports}"
+        yield f"process {process.pid} ({_words(process)}) still runs{ports}"
 
 
 def _namespaces(seen: Sightings) -> Iterator[str]:
@@ -92,12 +168,22 @@ def _namespaces(seen: Sightings) -> Iterator[str]:
             yield f"process {pid} is still in a network namespace of the training"
 
 
-def _groups(drivers: Collection[int], top: Path = GROUPS) -> Iterator[str]:
+def _groups(drivers: Collection[int]) -> Iterator[str]:
+    for folder in _groups_of(drivers):
+        yield f"control group {folder} is still there"
+
+
+def _groups_of(drivers: Collection[int], top: Path = GROUPS) -> Iterator[Path]:
     """Control groups that bear the number of a driver: ``steelyard-NAMESPACE-PID-...``."""
     for folder in top.rglob(f"{PREFIX}*"):
         parts = folder.name.split("-")
         if folder.is_dir() and len(parts) > 2 and parts[2].isdigit() and int(parts[2]) in drivers:
-            yield f"control group {folder} is still there"
+            yield folder
+
+
+def _ports(seen: Sightings) -> Iterator[str]:
+    """Ports of the training at which something listens that no process shows: the processes are told of above."""
+    yield from _open_ports(seen.ports, psutil.pids())
 
 
 def _files(seen: Sightings) -> Iterator[str]:

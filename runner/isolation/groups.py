@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .owner import Owner, owner_of
+from .owner import PREFIX, Owner, owner_of
 
 Controller = Literal["cpu", "memory"]
 CONTROLLERS: tuple[Controller, ...] = ("cpu", "memory")
@@ -89,6 +89,11 @@ class Group:
         """How many those are."""
         return _counter(self.kills_file, "oom_kill")
 
+    def used_bytes(self) -> int:
+        """Memory that its processes use now."""
+        name = "memory.current" if self.place.version == 2 else "memory.usage_in_bytes"
+        return int((self.path / name).read_text())
+
     def remove(self) -> None:
         """Kill what is left in the group, and remove it; a group that is gone already is no error.
 
@@ -146,6 +151,23 @@ def find_place(controller: Controller, proc: Path = Path("/proc/self")) -> tuple
         else:
             return place, f"control groups, version {place.version}"
     return None, reasons[-1]
+
+
+def group_of(controller: Controller, proc: Path) -> Group | None:
+    """The group of this project's making that limits a process in what a controller has; None: there is none.
+
+    Args:
+        controller: of processor time or of memory.
+        proc: the process's folder in ``/proc``.
+    """
+    own = _own_groups(proc)
+    for root, mount, kind, options in _mounts(proc):
+        version: Literal[1, 2] = 2 if kind == "cgroup2" else 1
+        path = _within(mount, root, own.get("" if version == 2 else controller, "/"))
+        limiting = (path / f"{controller}.max").exists() if version == 2 else controller in options
+        if limiting and path.name.startswith(PREFIX):
+            return Group(Place(controller, version, path.parent), path)
+    return None
 
 
 def sweep(places: Sequence[Place]) -> list[Path]:

@@ -14,9 +14,11 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import FrameType
 
 from . import course, timing
 from .member import Member, say
+from .signs import FOR_EVER, HANG_SIGNAL
 from .tasks import TASKS
 
 PR_SET_PDEATHSIG = 1
@@ -39,6 +41,7 @@ def main() -> None:
 
     torch.set_num_threads(lane["threads"])
     member = Member(job, rank, folder)
+    _hang_when_asked(member)
     say("done 0")
     results = []
     for number, task in enumerate(job["tasks"], 1):
@@ -58,6 +61,15 @@ def _end_with_driver() -> None:
     while os.read(0, 1):
         pass
     os._exit(3)
+
+
+def _hang_when_asked(member: Member) -> None:
+    """Have a signal slow the member down for ever: it loops in its next pass, which waits for nobody."""
+
+    def hang(number: int, frame: FrameType | None) -> None:
+        member.slow = FOR_EVER
+
+    signal.signal(HANG_SIGNAL, hang)
 
 
 def _be_killed_with_driver() -> None:

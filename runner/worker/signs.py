@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,10 @@ from typing import Any
 
 WORKS, WAITS = 1, 2
 """What the byte says."""
+HANG_SIGNAL = signal.SIGUSR1
+"""Asks a worker to hang in its next pass, for a drill: a fault that cannot be done to it from outside."""
+FOR_EVER = 1e12
+"""A pass that takes so many times as long as it would."""
 EVERY_S = 0.25
 """Between two lines with figures: what a view of the running training can show at most."""
 SILENT_S = 2.0

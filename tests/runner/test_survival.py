@@ -13,22 +13,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from steelyard.results.errors import InputError, WorkerFailedError
-from steelyard.runner.chaos.leftovers import descendants
+from steelyard.runner.chaos.blows import cut, exceed_memory
+from steelyard.runner.chaos.busy import Busy
+from steelyard.runner.chaos.leftovers import Holding, descendants
 from steelyard.runner.checkpoint import Checkpoint
 from steelyard.runner.devices import NamedLane
 from steelyard.runner.isolation.capabilities import this_host
-from steelyard.runner.isolation.wiring import LANE_END
 from steelyard.runner.journal import Event
 from steelyard.runner.launch import run_group
 from steelyard.runner.train import Training, resume, train
 from steelyard.runner.training_folder import TrainingFolder
-from steelyard.runner.watch import FaultError
+from steelyard.runner.watch import FaultError, noticed_within_s
+from steelyard.runner.worker.signs import HANG_SIGNAL
 from steelyard.sim.device import Device, Wire
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
@@ -36,7 +39,7 @@ from steelyard.sim.view import Fixed
 
 pytestmark = pytest.mark.slow
 
-STEPS, EVERY = 120, 20
+STEPS, EVERY, TIMEOUT_S = 120, 20, 5.0
 ROOM = 1_750_000
 """Bytes for the samples, the training's folder, and one checkpoint of the tiny model, not two."""
 SAMPLES = {"full": 15, "sse": 15}
@@ -47,7 +50,7 @@ def with_training(scenario: Scenario, **settings: Any) -> Scenario:
     training = scenario.training.model_copy(
         update={"steps": STEPS, "checkpoint_every_steps": EVERY, "dropout": 0.1, **settings}
     )
-    replay = scenario.replay.model_copy(update={"timeout_s": 5.0})
+    replay = scenario.replay.model_copy(update={"timeout_s": TIMEOUT_S})
     return scenario.model_copy(update={"training": training, "replay": replay})
 
 
@@ -87,23 +90,48 @@ def workers(driver: int | None = None) -> list[psutil.Process]:
 Strike = tuple[Callable[[list[Event]], bool], Callable[[psutil.Process], None]]
 
 
+@dataclass
+class Storm:
+    """When each thing was done (monotonic clock, s), and what the launch had on the host then."""
+
+    busy: Busy = field(default_factory=Busy)
+    done: list[tuple[float, Holding]] = field(default_factory=list)
+
+    def faults(self, runs: Path) -> list[Event]:
+        """What the driver wrote down of each, in time: from the moment of the fault to the line in the journal."""
+        written = [event for event in events_of(runs) if event["event"] == "fault"]
+        found = [next(fault for fault in written if fault["at_s"] > at_s) for at_s, _ in self.done]
+        late = [
+            f"{fault['what']}: after {fault['at_s'] - at_s:.1f} s"
+            for fault, (at_s, _) in zip(found, self.done, strict=True)
+            if fault["at_s"] - at_s > noticed_within_s(fault["kind"], TIMEOUT_S)
+        ]
+        assert not late or self.busy.reasons(), late
+        return found
+
+
 @contextmanager
-def struck(runs: Path, *strikes: Strike) -> Iterator[None]:
-    """Do things to the worker of rank 1, one after another, when the journal shows that it is time for each."""
-    left, over = list(strikes), threading.Event()
+def struck(runs: Path, *strikes: Strike) -> Iterator[Storm]:
+    """Do things to the worker of rank 1, one after another, when the journal shows that it is time for each.
+
+    In the end nothing is there of any launch that was struck: neither process nor group, namespace or port.
+    """
+    left, over, storm = list(strikes), threading.Event(), Storm()
 
     def lurk() -> None:
         while left and not over.wait(0.005):
             when, how = left[0]
             if when(events_of(runs)) and len(found := workers()) == 2:
+                storm.done.append((time.monotonic(), Holding.of(os.getpid())))
                 how(found[1])
                 del left[0]
 
     thread = threading.Thread(target=lurk, daemon=True)
     thread.start()
     try:
-        yield
+        yield storm
         assert not left
+        assert [each for _, holding in storm.done for each in holding.left()] == []
     finally:
         over.set()
         thread.join()
@@ -123,11 +151,12 @@ def test_lost_workers_are_named_and_the_training_ends_bit_by_bit_as_if_nothing_h
     tiny_scenario: Scenario, undisturbed: Training, tmp_path: Path
 ) -> None:
     scenario = with_training(tiny_scenario)
-    with struck(tmp_path, (saved(2), psutil.Process.kill), (saved(4), psutil.Process.suspend)):
+    strikes: list[Strike] = [(saved(2), psutil.Process.kill), (saved(4), psutil.Process.suspend), (saved(5), loop)]
+    with struck(tmp_path, *strikes) as storm:
         result = train(scenario, fixed(scenario, SAMPLES), tmp_path)
+    told = [(fault["kind"], fault["lane"]) for fault in storm.faults(tmp_path)]
+    assert told == [("killed", "sse"), ("stopped", "sse"), ("hung", "sse")]
     faults = [event for event in events_of(tmp_path) if event["event"] == "fault"]
-    assert (faults[0]["kind"], faults[0]["lane"]) == ("killed", "sse")
-    assert ("stopped", "sse") in [(fault["kind"], fault["lane"]) for fault in faults]
     for fault in faults:
         assert 0 <= fault["steps_lost"] == fault["reached_step"] - fault["checkpoint_step"]
     assert faults[0]["checkpoint_step"] >= 2 * EVERY
@@ -135,6 +164,11 @@ def test_lost_workers_are_named_and_the_training_ends_bit_by_bit_as_if_nothing_h
     assert result.spent.faults == len(faults)
     assert 0 < result.spent.goodput < 1
     assert not workers()
+
+
+def loop(worker: psutil.Process) -> None:
+    """Its next pass does not end."""
+    worker.send_signal(HANG_SIGNAL)
 
 
 def test_what_was_given_up_goes_on_from_the_newest_checkpoint_that_is_whole(
@@ -197,12 +231,11 @@ def test_a_cut_link_is_told_from_a_hung_worker(
     tools("nsenter", "ip")
     need("namespaces")
     scenario = wired(with_training(tiny_scenario))
-    with struck(tmp_path, (saved(2), cut)):
+    with struck(tmp_path, (saved(2), cut)) as storm:
         result = train(scenario, fixed(scenario, SAMPLES), tmp_path)
-    fault = next(event for event in events_of(tmp_path) if event["event"] == "fault")
+    (fault,) = storm.faults(tmp_path)
     assert fault["kind"] == "link", fault
-    assert "link" in fault["what"]
-    assert fault["lane"] in (None, "sse")
+    assert fault["what"].startswith(("link of 'sse'", "link between 'full' and 'sse'"))
     assert same_bytes(result, undisturbed)
 
 
@@ -214,21 +247,18 @@ def need(capability: str) -> None:
 
 def wired(scenario: Scenario) -> Scenario:
     """Each lane on a made host of its own."""
+    return moved(scenario, lambda device: {"wire": Wire(host=device.name)})
 
-    def moved(device: Device) -> Device:
+
+def moved(scenario: Scenario, change: Callable[[Device], dict[str, Any]]) -> Scenario:
+    """The scenario with something else said of its lanes."""
+
+    def changed(device: Device) -> Device:
         assert device.lane is not None
-        return device.model_copy(update={"lane": device.lane.model_copy(update={"wire": Wire(host=device.name)})})
+        return device.model_copy(update={"lane": device.lane.model_copy(update=change(device))})
 
-    nodes = [node.model_copy(update={"devices": list(map(moved, node.devices))}) for node in scenario.cluster.nodes]
+    nodes = [node.model_copy(update={"devices": list(map(changed, node.devices))}) for node in scenario.cluster.nodes]
     return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
-
-
-def cut(worker: psutil.Process) -> None:
-    """Set a worker's end of the wire down, inside its namespaces."""
-    words = ["nsenter", "--target", str(worker.pid), "--net", "ip", "link", "set", LANE_END, "down"]
-    if os.getuid() != 0:
-        words[1:1] = ["--user", "--preserve-credentials"]
-    subprocess.run(words, check=True, capture_output=True)
 
 
 def test_a_lack_of_memory_is_named(lanes: list[NamedLane]) -> None:
@@ -238,6 +268,26 @@ def test_a_lack_of_memory_is_named(lanes: list[NamedLane]) -> None:
     with pytest.raises(FaultError, match="exceeded its memory") as failed:
         run_group([tight], [{"op": "figures"}], {}, timeout_s=60.0)
     assert (failed.value.fault.kind, failed.value.fault.lane) == ("memory", "full")
+
+
+def test_a_limit_of_memory_below_what_is_used_is_named_and_without_it_the_training_goes_on(
+    tiny_scenario: Scenario, undisturbed: Training, tmp_path: Path
+) -> None:
+    """In the midst of it, the limit of one lane's own group is lowered; the next launch has the scenario's again."""
+    need("memory_limit")
+    scenario = limited(with_training(tiny_scenario), 1.0)
+    with struck(tmp_path, (saved(2), exceed_memory)) as storm:
+        result = train(scenario, fixed(scenario, SAMPLES), tmp_path)
+    (fault,) = storm.faults(tmp_path)
+    assert (fault["kind"], fault["lane"]) == ("memory", "sse"), fault
+    assert "exceeded its memory limit of 1 GiB" in fault["what"]
+    assert fault["checkpoint_step"] >= 2 * EVERY
+    assert same_bytes(result, undisturbed)
+
+
+def limited(scenario: Scenario, gib: float) -> Scenario:
+    """Each lane with a limit of memory."""
+    return moved(scenario, lambda device: {"memory_limit_gib": gib})
 
 
 def test_a_full_disk_costs_checkpoints_and_not_the_training(
