@@ -1,7 +1,8 @@
 """Course: a real run whose lanes slow down under way, and whose plan may follow them: the counterpart of sim.adaptive.
 
-One launch is one run of ``sampling.steps`` steps. A slowed lane keeps its processor busy after every pass and update
-until they have taken the factor of the disturbance, so its step is really longer and its core really taken. At every
+One launch is one run of ``sampling.steps`` steps. A slowed lane's quota of processor time is lowered by the factor of
+the disturbance, and given back when that ends. Where the host has no quotas, the lane keeps its processor busy after
+every pass and update until they have taken so many times as long; the record says which it was. At every
 rebalance point all lanes stand still, the driver shows the policy what was measured so far, and its answer goes on: the
 standing still is in the record, whether the plan changed or not, and so is what moving the states took.
 """
@@ -207,6 +208,7 @@ def run_course(
             data=data,
             progress=ticking(lanes[-1], tick, before, total),
             listen=listener(tick, answering.hear),
+            paced=slowed_lanes(course),
         )
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -288,6 +290,11 @@ def refuse_disturbances(scenario: Scenario) -> None:
             raise InputError(f"disturbances.{index}.kind", problem, mend)
         if each.factor is not None and each.factor < 1:
             raise InputError(f"disturbances.{index}.factor", "is below 1: no lane can be made faster", "use 1 or more")
+
+
+def slowed_lanes(course: Course) -> list[str]:
+    """The lanes that some disturbance slows down in the run."""
+    return [name for name, own in zip(course.names, zip(*_slowness(course), strict=True), strict=True) if max(own) > 1]
 
 
 def _slowness(course: Course) -> list[list[float]]:

@@ -28,7 +28,7 @@ from .gauge import not_gauged
 from .launch import LaunchResult, Task, require_torch
 from .live import Planned, watcher_of
 from .proof import MOST_GRADIENT_ERROR
-from .protocol import Measurement
+from .protocol import BUSY_PERCENT, Measurement
 from .replay import (
     Entry,
     begun_common,
@@ -336,11 +336,16 @@ def measured_course(
     found = {
         **(measurement.provenance or provenance(scenario)),
         **proofs(courses, begun["gradient_errors"]),
-        **circumstances(measurement, len(followed)),
+        **circumstances(measurement, followed),
     }
     label, sealed, plan = contender.label, begun["sha256"], courses[0].plans[0][1]
     manifest = measured_manifest(scenario, contender.prediction, label, sealed, seed=seed, plan_sha256=plan.sha256)
-    told = {"label": label, "twin_of": contender.twin_of, "notes": list(begun["notes"]), "provenance": found}
+    told = {
+        "label": label,
+        "twin_of": contender.twin_of,
+        "notes": [*begun["notes"], *slowing_notes(followed)],
+        "provenance": found,
+    }
     manifest = manifest.model_copy(update=told)
     decisions = [each for course in courses for each in course.decisions]
     return Run(manifest=manifest, plan=plan.document(), summary=summary, events=events, decisions=decisions)
@@ -379,17 +384,46 @@ def proofs(courses: Sequence[Course], errors: Mapping[str, float | None]) -> dic
     }
 
 
-def circumstances(measurement: Measurement, launches: int) -> dict[str, Any]:
-    """How a run was measured, and whether the host changed meanwhile."""
+def circumstances(measurement: Measurement, followed: Sequence[Followed]) -> dict[str, Any]:
+    """How a run was measured, what disturbed it, how lanes were slowed, and whether the host changed meanwhile."""
     before, after = measurement.before, measurement.after
     stolen = stolen_percent(before, after) if after else None
+    contended = contended_percent(followed)
+    reasons = list(measurement.changes)
+    if contended > BUSY_PERCENT:
+        reasons.append(f"{contended:.0f} % of the compute segments were disturbed")
     return {
-        "contention": {"busy": bool(measurement.changes), "reasons": measurement.changes},
+        "contention": {"busy": bool(reasons), "reasons": reasons, "contended_percent": contended},
+        "slowed_by": slowed_by(followed),
         "protocol": {
-            "launches": launches,
+            "launches": len(followed),
             "reason": measurement.reason,
             "before": before,
             "after": after,
             "stolen_percent": stolen,
         },
     }
+
+
+def contended_percent(followed: Sequence[Followed]) -> float:
+    """Percent of the lanes' compute segments that something else on the host disturbed; lanes count alike."""
+    answers = [own[0] for each in followed for own in each.launch.answers]
+    shares: list[float] = [answer.get("contended", 0.0) for answer in answers if any(answer["steps"])]
+    return 100 * sum(shares) / len(shares)
+
+
+def slowed_by(followed: Sequence[Followed]) -> dict[str, list[str]]:
+    """Lanes that were slowed, and by which means: ``quota`` of processor time, ``loop`` that keeps it busy."""
+    found: dict[str, set[str]] = {}
+    for each in followed:
+        for name, (answer,) in zip(each.course.names, each.launch.answers, strict=True):
+            if means := answer.get("slowed_by"):
+                found.setdefault(name, set()).update(means)
+    return {name: sorted(means) for name, means in found.items()}
+
+
+def slowing_notes(followed: Sequence[Followed]) -> list[str]:
+    """What a reader must know of lanes that were not slowed by a quota."""
+    looped = [name for name, means in slowed_by(followed).items() if "loop" in means]
+    how = "by a loop that kept the processor busy: no quota of its time could be had for that"
+    return [f"{', '.join(looped)}: slowed {how}"] if looped else []

@@ -164,6 +164,8 @@ class CourseAnswer(BaseModel):
 
     steps: list[Step]
     stood: list[tuple[Whole, Figure, Figure]]
+    slowed_by: list[Literal["quota", "loop"]] = Field(default_factory=list)
+    contended: Figure = 0.0
 
 
 class CourseLaunch(BaseModel):

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def run_group(
     data: Path | None = None,
     progress: Progress | None = None,
     listen: Listen | None = None,
+    paced: Collection[str] = (),
 ) -> LaunchResult:
     """Start a fresh worker per lane, let the group do the tasks in order, and return their results.
 
@@ -60,6 +61,7 @@ def run_group(
         data: file of encoded samples, for tasks that train.
         progress: told after each task of each worker.
         listen: told each line that a worker writes.
+        paced: names of the lanes that the tasks slow down: they get a quota for that, where this host has any.
 
     Returns:
         One answer per task and lane.
@@ -76,7 +78,8 @@ def run_group(
         document["data"] = str(data.resolve()) if data is not None else None
         machines = machines_for(lanes, tasks)
         document["store"] = machines.rendezvous() if machines is not None else None
-        with rooms(lanes, interface=machines.interface if machines is not None else "") as own:
+        interface = machines.interface if machines is not None else ""
+        with rooms(lanes, interface=interface, paced=paced) as own:
             document["rooms"] = [room.document for room in own]
             (place / "job.json").write_text(json.dumps(document))
             try:

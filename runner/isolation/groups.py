@@ -43,6 +43,10 @@ class Place:
             return {"cpu.max": f"{quota} {period}"}
         return {"cpu.cfs_period_us": str(period), "cpu.cfs_quota_us": str(quota)}
 
+    def no_quota(self) -> dict[str, str]:
+        """Files and values of a group that may use all of the time."""
+        return {"cpu.max": "max"} if self.version == 2 else {"cpu.cfs_quota_us": "-1"}
+
     def limit(self, limit_bytes: int) -> dict[str, str]:
         """Files and values that allow so many bytes; what swaps instead of failing is no limit, so swap is in it."""
         if self.version == 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,8 @@ class Room:
     """Number of a process in the lane's namespace; 0: the host's own network."""
     interface: str = ""
     """Interface for collectives; empty: loopback."""
+    paced: bool = False
+    """Whether the worker is to be slowed under way."""
 
     @property
     def prefix(self) -> list[str]:
@@ -42,9 +44,19 @@ class Room:
 
     @property
     def document(self) -> dict[str, Any]:
-        """What the worker must know: the file that tells how long its quota has throttled it, over how many cores."""
-        stat = next((str(each.path / "cpu.stat") for each in self.groups if each.place.controller == "cpu"), "")
-        return {"cpu_stat": stat, "cores": len(self.lane.cpus) or self.lane.threads}
+        """What the worker must know: the file that tells how long its quota has throttled it, over how many cores.
+
+        Of a worker that is to be slowed, also whose quota to lower for that, and from what.
+        """
+        group = next((each for each in self.groups if each.place.controller == "cpu"), None)
+        found = {
+            "cpu_stat": str(group.path / "cpu.stat") if group else "",
+            "cores": len(self.lane.cpus) or self.lane.threads,
+        }
+        if group is None or not self.paced:
+            return found
+        share = {"quota_cores": self.lane.quota_cores, "period_us": self.lane.cpu_period_us}
+        return {**found, "pace": {"version": group.place.version, "limited": self.lane.cpu_share < 1, **share}}
 
     @property
     def memory(self) -> MemoryGroup | None:
@@ -54,23 +66,26 @@ class Room:
 
 
 @contextmanager
-def rooms(lanes: Sequence[NamedLane], host: Host | None = None, *, interface: str = "") -> Iterator[list[Room]]:
+def rooms(
+    lanes: Sequence[NamedLane], host: Host | None = None, *, interface: str = "", paced: Collection[str] = ()
+) -> Iterator[list[Room]]:
     """A room for each lane, for as long as the context lasts; nothing is left of them, whatever happens.
 
     Lanes that ask for nothing cost nothing, and those on other machines have their room there. What an earlier driver
-    left when it was killed is removed first. Lanes that are on no wire use ``interface`` for collectives.
+    left when it was killed is removed first. Lanes that are on no wire use ``interface`` for collectives. Those
+    that are ``paced`` get a group for their processor time where this host has any, so that they can be slowed by it.
 
     Raises:
         InputError: a lane asks for what this host cannot give.
     """
-    if not any(asks(lane) for lane in lanes):
+    if not any(asks(lane) or lane.name in paced for lane in lanes):
         yield [Room(lane, interface=interface) for lane in lanes]
         return
     host = host or this_host()
     refuse_unavailable(lanes, host)
     with ExitStack() as stack:
         sweep(host.places)
-        groups = [_groups(lane, index, host, stack) for index, lane in enumerate(lanes)]
+        groups = [_groups(lane, index, host, stack, lane.name in paced) for index, lane in enumerate(lanes)]
         stack.enter_context(warden([group for own in groups for group in own]))
         pids = [0] * len(lanes)
         if is_wired(lanes):
@@ -80,7 +95,10 @@ def rooms(lanes: Sequence[NamedLane], host: Host | None = None, *, interface: st
             except NetworkError as error:
                 raise InputError("cluster.hosts", f"the network cannot be built: {error}", "change them") from error
         interface = LANE_END if is_wired(lanes) else interface
-        yield [Room(lane, own, pid, interface) for lane, own, pid in zip(lanes, groups, pids, strict=True)]
+        yield [
+            Room(lane, own, pid, interface, lane.name in paced)
+            for lane, own, pid in zip(lanes, groups, pids, strict=True)
+        ]
 
 
 def asks(lane: NamedLane) -> bool:
@@ -115,9 +133,9 @@ def _wants(lane: NamedLane) -> Iterator[tuple[str, bool, str]]:
     yield "wire.uplink_latency_us", wire.uplink_latency_us > 0, "link_latency"
 
 
-def _groups(lane: NamedLane, index: int, host: Host, stack: ExitStack) -> list[Group]:
+def _groups(lane: NamedLane, index: int, host: Host, stack: ExitStack, paced: bool) -> list[Group]:
     """The groups of one lane, which the stack removes."""
-    if not asks(lane):
+    if lane.machine or not (asks(lane) or paced):
         return []
     name = Owner.here().name()
     found = []
@@ -125,6 +143,8 @@ def _groups(lane: NamedLane, index: int, host: Host, stack: ExitStack) -> list[G
         values: dict[str, str] = {}
         if place.controller == "cpu" and lane.cpu_share < 1:
             values = place.quota(lane.quota_cores, lane.cpu_period_us)
+        elif place.controller == "cpu" and paced:
+            values = place.no_quota()
         elif place.controller == "memory" and lane.memory_limit_gib:
             values = place.limit(round(lane.memory_limit_gib * GIB))
         if not values:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .contention import contended_share
 from .member import Member, Segment, say
 from .parts import Part, part_of
 
@@ -29,8 +30,8 @@ def course(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Steps ``[0, total)``, as the plan of the moment divides each of them.
 
     Returns:
-        Segments of each step, the losses that this member had the last stage of, and when it stood still: before which
-        step, from when to when.
+        Segments of each step, the losses that this member had the last stage of, when it stood still (before which
+        step, from when to when), by which means it was slowed, and the share of its passes that others disturbed.
     """
     part = part_of(member, task["division"])
     division = task["division"]
@@ -50,15 +51,16 @@ def course(member: Member, task: dict[str, Any]) -> dict[str, Any]:
                 division = answer["division"]
             member.meet()
             stood.append([number, begin, member.now()])
-        member.slow = task["slow"][number][member.rank]
+        member.slow_to(task["slow"][number][member.rank])
         steps.append([])
         losses.append(part.step(number * member.job["global_batch"], steps[-1]) if part is not None else 0.0)
         if part is None:
             say("alive")
-    member.slow = 1.0
+    member.slow_to(1.0)
     if "file" in task and part is not None:
         _save(member, part, task["file"])
-    return {"steps": steps, "losses": losses, "stood": stood}
+    slowed_by, contended = sorted(member.slowed_by), contended_share(member, steps)
+    return {"steps": steps, "losses": losses, "stood": stood, "slowed_by": slowed_by, "contended": contended}
 
 
 def _ask(member: Member, folder: Path, number: int, steps: Sequence[Sequence[Segment]]) -> Any:

@@ -49,7 +49,11 @@ class Member:
         self.quota = Quota(**job["rooms"][rank])
         self.parts: dict[str, Any] = {}
         self.slow = 1.0
-        """Its passes and updates take so many times as long as they would."""
+        """It keeps the processor busy until its passes and updates have taken so many times as long as they would."""
+        self.pace = 1.0
+        """How many times as long they are to take, by whatever means."""
+        self.slowed_by: set[str] = set()
+        """By which means it has been slowed: ``quota``, ``loop``."""
         self.signs = Signs()
         self.state = State(state_file(folder / f"rank-{rank}.log"))
         self.retries_left = math.ceil(RETRIED_SHARE * len(job["tasks"]))
@@ -149,6 +153,17 @@ class Member:
 
             torch.cuda.synchronize(self.device)
         return time.monotonic() + self.offset_s
+
+    def slow_to(self, factor: float) -> None:
+        """From now on, work so many times as slowly: by the quota, or where there is none to be had by :meth:`drag`."""
+        if factor == self.pace:
+            return
+        by_quota = self.quota.slow(factor)
+        if not by_quota and self.slow == 1.0:
+            self.quota.slow(1.0)
+        self.pace, self.slow = factor, 1.0 if by_quota else factor
+        if factor != 1.0:
+            self.slowed_by.add("quota" if by_quota else "loop")
 
     def drag(self, begin: float) -> None:
         """Where the member is slowed: keep the processor busy until what began then has taken so many times as long."""

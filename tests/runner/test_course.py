@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, ClassVar
 
 import pytest
@@ -15,8 +16,11 @@ from steelyard.results.compare import compare
 from steelyard.results.errors import InputError
 from steelyard.results.store import find_runs, read_run
 from steelyard.runner.course import Course, refuse_disturbances, run_course
-from steelyard.runner.courses import foretold
+from steelyard.runner.courses import Followed, circumstances, foretold, slowing_notes
+from steelyard.runner.isolation.capabilities import this_host
+from steelyard.runner.launch import LaunchResult
 from steelyard.runner.live import Planned, Task
+from steelyard.runner.protocol import Measurement
 from steelyard.runner.replay import lanes_of, replay
 from steelyard.runner.resolving import job_of
 from steelyard.runner.unfinished import recover
@@ -238,6 +242,13 @@ def test_a_lane_that_slows_down_is_followed_and_the_record_says_how(
     spent = (work["end_s"] - work["start_s"]).groupby(work["step"]).sum()
     # Eight times as long, on a host that may be busy; the first steps are cold, and so there are five before.
     assert spent[5:].median() > 3 * spent[:5].min()
+    quotas = this_host().capability("cpu_quota").available
+    for run in study.measured:
+        assert run.manifest.provenance["slowed_by"] == {"full": ["quota" if quotas else "loop"]}
+        assert any("slowed by a loop" in note for note in run.manifest.notes) is not quotas
+        contention = run.manifest.provenance["contention"]
+        assert 0 <= contention["contended_percent"] <= 100
+        assert contention["busy"] == bool(contention["reasons"])
     for run in study.measured:
         for ledger in run.summary.devices.values():
             assert ledger.total_s() == pytest.approx(run.summary.step_time_s.mean, rel=1e-6)
@@ -249,6 +260,37 @@ def test_a_lane_that_slows_down_is_followed_and_the_record_says_how(
     assert all(error <= 1e-6 for error in adapted.manifest.provenance["gradient_errors"].values())
     found = read_run(next(study.folder.glob("00-*-measured")))
     assert [each["step"] for each in found.decisions] == [each["step"] for each in adapted.decisions]
+
+
+@pytest.mark.slow
+def test_a_slowed_lane_has_its_speed_back_when_the_disturbance_is_over(
+    changing: Callable[..., Scenario], tmp_path: Path
+) -> None:
+    slowdown = Disturbance(kind="slowdown", device="full", from_step=5, until_step=10, factor=8.0)
+    scenario = changing("sgd", disturbances=[slowdown])
+    course, _, _ = trained(scenario, Steady(), tmp_path)
+    spent = [entry["devices"]["full"]["compute_s"] for entry in course.history]
+    slow, before, after = median(spent[5:10]), min(spent[:5]), min(spent[10:])
+    assert slow > 3 * max(before, after)
+
+
+def test_steps_that_others_disturbed_make_an_adaptive_run_busy(changing: Callable[..., Scenario]) -> None:
+    """Also where nothing of the host changed meanwhile; a lane that takes no part says nothing of it."""
+    course = Course(changing("sgd"), Steady())
+
+    def followed(contended: float) -> Followed:
+        own = {"steps": [[["forward", 0, 0.0, 1.0, 0.5, 0]]], "contended": contended, "slowed_by": ["loop"]}
+        return Followed(0, course, LaunchResult([{"op": "course"}], [[own], [{"steps": [[]], "contended": 0.0}]]))
+
+    quiet, busy = ([followed(0.01)], [followed(0.01), followed(0.15)])
+    assert not circumstances(Measurement(), quiet)["contention"]["busy"]
+    found = circumstances(Measurement(), busy)["contention"]
+    assert found["busy"]
+    assert found["contended_percent"] == pytest.approx(8.0)
+    assert found["reasons"] == ["8 % of the compute segments were disturbed"]
+    assert slowing_notes(quiet) == [
+        "full: slowed by a loop that kept the processor busy: no quota of its time could be had for that"
+    ]
 
 
 @dataclass

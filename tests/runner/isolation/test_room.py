@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -17,11 +18,12 @@ from steelyard.results.errors import InputError, WorkerFailedError
 from steelyard.runner.declared import read_lanes
 from steelyard.runner.devices import NamedLane
 from steelyard.runner.isolation.capabilities import PAIR, Host, refusal, this_host
-from steelyard.runner.isolation.groups import sweep
+from steelyard.runner.isolation.groups import Group, sweep
 from steelyard.runner.isolation.holder import Mode
 from steelyard.runner.isolation.room import asks, refuse_unavailable, rooms
 from steelyard.runner.launch import run_group
 from steelyard.runner.resolving import job_of
+from steelyard.runner.worker.quota import Quota
 from steelyard.sim.device import Wire
 from steelyard.sim.spec import Scenario
 
@@ -69,6 +71,41 @@ def test_a_lane_that_asks_for_nothing_costs_nothing() -> None:
         assert room.prefix == []
         assert room.document == {"cpu_stat": "", "cores": 1}
         assert room.memory is None
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_paced_lane_is_slowed_by_its_quota_and_gets_it_back(need: Need, share: float) -> None:
+    """The group's own files say what the kernel holds it to; what is less than the kernel takes changes nothing."""
+    need("cpu_quota")
+    lane = NamedLane(name="paced", cpu_share=share)
+    with rooms([lane], paced=["paced"]) as (room,):
+        quota, group = Quota(**room.document), room.groups[0]
+        before = cores_of(group)
+        assert before == pytest.approx(share if share < 1 else math.inf)
+        assert quota.slow(4.0)
+        assert cores_of(group) == pytest.approx(share / 4)
+        assert not quota.slow(1e9)
+        assert cores_of(group) == pytest.approx(share / 4)
+        assert quota.slow(1.0)
+        assert cores_of(group) == pytest.approx(before)
+    with rooms([lane]) as (room,):
+        assert not Quota(**room.document).slow(2.0)
+
+
+def cores_of(group: Group) -> float:
+    """How many cores' time a group may use, as the kernel says."""
+    if group.place.version == 2:
+        quota, period = (group.path / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    read = [int((group.path / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")]
+    return math.inf if read[0] < 0 else read[0] / read[1]
+
+
+def test_where_there_are_no_quotas_a_paced_lane_has_none() -> None:
+    none = replace(this_host(), places=())
+    with rooms([NamedLane(name="paced")], none, paced=["paced"]) as (room,):
+        assert not Quota(**room.document).slow(2.0)
 
 
 def test_a_lane_file_says_what_it_wants(tmp_path: Path, need: Need) -> None:
