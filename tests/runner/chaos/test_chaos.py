@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -25,12 +26,13 @@ from steelyard.runner.chaos.forecast import Costs, forecast, noticed_s, steps_fo
 from steelyard.runner.chaos.leftovers import Holding, Sightings, left_behind
 from steelyard.runner.chaos.strikes import HANGS, KILLS, TOLD, Kind, Strike, count, draw, everyone, named, within_s
 from steelyard.runner.cli import run
+from steelyard.runner.declared import declared
 from steelyard.runner.devices import NamedLane
 from steelyard.runner.isolation.capabilities import this_host
 from steelyard.sim.device import Device, Wire
 from steelyard.sim.disturbances import Disturbance, Rebalance
 from steelyard.sim.plan import Plan
-from steelyard.sim.spec import Scenario
+from steelyard.sim.spec import Scenario, read_document
 from steelyard.sim.view import Fixed
 
 counts = st.integers(0, 12)
@@ -72,6 +74,24 @@ def test_what_a_lane_has_can_be_taken_from_it_and_the_rest_is_said_once() -> Non
     assert victims["memory"] == victims["starve"] == [1]
     _, notes = victims_of([rich, rich], 0.9 * STARVED_CORES, 5.0)
     assert any("ends on a thousandth of a core" in note for note in notes)
+
+
+def test_make_chaos_leaves_out_what_a_host_has_not_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lanes are those of a file beside it; a host without anything trains on plain ones."""
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2]))
+    whole = importlib.import_module("chaos")
+    none = replace(this_host(), capabilities=[replace(each, available=False) for each in this_host().capabilities])
+    document, folder = read_document(whole.SCENARIO)
+    _, found = declared(document, folder) or pytest.fail("no lanes")
+    assert all(lane.cpu_share < 1 and lane.memory_limit_gib for lane in found.lanes)
+    assert [lane for host in found.hosts for lane in host.lanes] == [lane.name for lane in found.lanes]
+    assert [each.split(":")[0] for each in whole.leave_out(document, none)] == [
+        *["without cpu_share", "without memory_limit_gib", "without hosts"]
+    ]
+    _, found = declared(document, folder) or pytest.fail("no lanes")
+    assert not found.hosts
+    assert all(lane.cpu_share == 1 and not lane.memory_limit_gib for lane in found.lanes)
+    assert whole.leave_out(document, none) == []
 
 
 @given(kind=kinds, timeout_s=st.floats(0.1, 100.0), step_s=st.floats(1e-3, 10.0))
