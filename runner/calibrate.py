@@ -34,7 +34,7 @@ from .calibrations import (
     write_calibration,
 )
 from .declared import declared, lanes_from
-from .devices import NamedLane, Offer, default_lanes
+from .devices import NamedLane, Offer, backend_of, default_lanes, passes_on
 from .hosts.machines import further_lanes, study_fingerprint
 from .isolation.machines import machines
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
@@ -132,6 +132,8 @@ def measure(
     job, data = job_of(workload, training, path.parent, seed=0)
     sizes = calibration_sizes(workload, len(lanes))
     plans = [_tasks(sizes, len(lanes), workload, effort, number) for number in range(effort.launches)]
+    if not passes_on(lane.torch_device for lane in lanes):
+        plans = [[task for task in tasks if task["op"] != "stages"] for tasks in plans]
     seconds = effort.launches * (START_S + effort.rounds * len(sizes) * (effort.seconds_per_point + 0.1) + 3)
     report(
         f"calibrating {len(lanes)} lanes at {len(sizes)} micro-batch sizes, "
@@ -295,7 +297,7 @@ def build_collective(
     ]
     return CollectiveTable(
         kind=kind,
-        backend="nccl" if all(lane.torch_device.startswith("cuda") for lane in lanes) else "gloo",
+        backend=backend_of(lane.torch_device for lane in lanes),
         devices=[lanes[rank].name for rank in ranks],
         points=[CollectivePoint(bytes=size, seconds=seconds) for size, seconds in overall.items()],
         step_residuals=thin(residuals),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -125,14 +125,31 @@ def available_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def candidate_lanes() -> list[NamedLane]:
-    """The lanes worth measuring on this host, fastest first; which of them are offered, :func:`measure_lanes` says."""
-    gpus = [
-        NamedLane(name=f"cuda{number}", torch_device=f"cuda:{number}", cpus=[]) for number in range(len(gpu_names()))
-    ]
-    groups = cpu_groups(available_cpus(), 1 if gpus else CPU_GROUPS)
-    if gpus:
-        return [*gpus, _cpu_lane("cpu", "full", groups[0])]
+def backend_of(torch_devices: Iterable[str]) -> str:
+    """The library that lanes of these devices speak through: ``nccl`` where all are GPUs, else ``gloo``."""
+    return "nccl" if all(device.startswith("cuda") for device in torch_devices) else "gloo"
+
+
+def passes_on(torch_devices: Iterable[str]) -> bool:
+    """Whether stages on lanes of these devices can hand on what they computed: gloo sends no tensor of a GPU."""
+    devices = list(torch_devices)
+    return backend_of(devices) == "nccl" or not any(device.startswith("cuda") for device in devices)
+
+
+def candidate_lanes(gpus: Sequence[str] | None = None) -> list[NamedLane]:
+    """The lanes worth measuring on this host, fastest first; which of them are offered, :func:`measure_lanes` says.
+
+    Two GPUs or more are lanes by themselves: with a processor beside them their tensors would go over gloo, which sends
+    none of a GPU from peer to peer. A single GPU has the processor beside it.
+
+    Args:
+        gpus: names of the GPUs; by default those of this host.
+    """
+    gpus = gpu_names() if gpus is None else gpus
+    own = [NamedLane(name=f"cuda{number}", torch_device=f"cuda:{number}", cpus=[]) for number in range(len(gpus))]
+    groups = cpu_groups(available_cpus(), 1 if own else CPU_GROUPS)
+    if own:
+        return own if len(own) > 1 else [*own, _cpu_lane("cpu", "full", groups[0])]
     if len(groups) == 1:
         groups = groups * 2  # a single core is shared by two lanes: the loop still works, the noise is high
     caps = ("full", "sse", "avx2", "full")

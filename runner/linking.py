@@ -8,7 +8,7 @@ from statistics import median
 
 from ..sim.device import CollectivePoint, CollectiveTable
 from ..sim.workload import Workload, at
-from .devices import NamedLane
+from .devices import NamedLane, backend_of
 from .launch import LaunchResult, Task
 
 MOST_PAIRED = 6
@@ -58,7 +58,7 @@ def build_messages(lanes: Sequence[NamedLane], results: Sequence[LaunchResult]) 
         tables.append(
             CollectiveTable(
                 kind="point_to_point",
-                backend="gloo",
+                backend=backend_of(lane.torch_device for lane in lanes),
                 devices=[lanes[rank].name for rank in pair],
                 points=points,
                 source="measured",

@@ -190,6 +190,7 @@ def operator_tasks(dtype: str) -> list[Task]:
     passes: list[Task] = [
         {
             "op": "reference",
+            "dtype": dtype,
             "model": reference_config(config),
             "labels": LABELS,
             "vocabulary": VOCABULARY,

@@ -30,7 +30,7 @@ from ..sim.view import Fixed, Policy, View, allocate, describe
 from ..sim.workload import Workload
 from .calibrate import Report, Tick
 from .condition import condition
-from .devices import NamedLane, available_cpus, fingerprint
+from .devices import NamedLane, available_cpus, fingerprint, passes_on
 from .effort import Effort
 from .execution import division
 from .fidelity import others, predict_at
@@ -378,7 +378,7 @@ def distinct_entries(scenario: Scenario, policies: Sequence[Policy]) -> tuple[li
     view, names = View.of(scenario), [device.name for device in scenario.cluster.devices]
     for policy in policies:
         plan = allocate(policy, view, scenario)
-        refuse_repeated(scenario, division(plan, scenario.workload, names))
+        refuse_lanes(scenario, division(plan, scenario.workload, names))
         record = describe(policy)
         label = unused_label(record.label(), {entry.label for entry in entries.values()})
         first = entries.setdefault(plan.sha256, Entry(label, record, plan))
@@ -387,12 +387,13 @@ def distinct_entries(scenario: Scenario, policies: Sequence[Policy]) -> tuple[li
     return list(entries.values()), notes
 
 
-def refuse_repeated(scenario: Scenario, told: Task) -> None:
-    """Refuse stages on a lane that is slower by doing its work again.
+def refuse_lanes(scenario: Scenario, told: Task) -> None:
+    """Refuse stages on a lane that is slower by doing its work again, and on lanes that cannot hand on what they have.
 
     Raises:
         InputError: there is one among those that take part.
     """
+    refuse_mixed(scenario, told)
     for rank in told["ranks"] if "program" in told else []:
         device = scenario.cluster.devices[rank]
         if device.lane is not None and device.lane.repeat > 1:
@@ -400,6 +401,27 @@ def refuse_repeated(scenario: Scenario, told: Task) -> None:
                 f"does its work {device.lane.repeat} times, which torch's pipelines and optimizers have no turn for"
             )
             raise InputError(f"cluster device {device.name}", problem, "replay splits of the batch on it")
+
+
+def refuse_mixed(scenario: Scenario, told: Task) -> None:
+    """Refuse pipelines and sharded gradients where GPUs and processors are lanes of one group.
+
+    Raises:
+        InputError: a GPU would hand on activations, or gather and scatter, over gloo.
+    """
+    lanes = [device.lane for device in scenario.cluster.devices]
+    kinds = [lane.torch_device if lane is not None else "cpu" for lane in lanes]
+    program = told.get("program")
+    if program is None or passes_on(kinds) or not any(kinds[rank].startswith("cuda") for rank in told["ranks"]):
+        return
+    if any(len(pipeline["stages"]) > 1 for pipeline in program["pipelines"]):
+        problem = "are cut, over GPUs and processors together: gloo, which they share, sends no tensor of a GPU"
+        raise InputError("pipelines", problem, "use lanes of one kind, or whole models")
+    if program["zero"] > 1:
+        problem = (
+            f"is {program['zero']} over GPUs and processors together: gloo, which they share, scatters none of a GPU"
+        )
+        raise InputError("zero", problem, "use lanes of one kind, or zero 0 or 1")
 
 
 def unused_label(label: str, used: set[str]) -> str:

@@ -40,19 +40,23 @@ class Boundaries:
 
     def _passed(self, module: Any, inputs: Any, output: Any) -> None:
         hidden: torch.Tensor = output if not isinstance(output, tuple) else output[0]
-        self.forward.append(self.member.now())
+        self.forward.append(self.member.mark())
         hidden.register_hook(self._returned)  # type: ignore[no-untyped-call]  # torch's
 
     def _returned(self, gradient: Any) -> None:
-        self.backward.append(self.member.now())
+        self.backward.append(self.member.mark())
 
     def take(self, segments: list[Segment]) -> list[list[float]]:
-        """Seconds of each layer, in order, forward and backward, of a step of one micro-batch; forgets them."""
+        """The moments between layers, both ends included, of the passes of a step of one micro-batch; forgets them."""
         found = []
         for kind, stamps in (("forward", self.forward), ("backward", self.backward)):
             start, end = next((start, end) for name, _, start, end, *_ in segments if name == kind)
-            edges = [start, *stamps, end]
-            seconds = [late - early for early, late in pairwise(edges)]
-            found.append(seconds if kind == "forward" else seconds[::-1])
+            found.append([start, *stamps, end])
             stamps.clear()
         return found
+
+
+def layer_seconds(edges: list[list[float]]) -> list[list[float]]:
+    """Seconds of each layer, in order, forward and backward, from the (settled) moments of :meth:`Boundaries.take`."""
+    forward, backward = ([late - early for early, late in pairwise(each)] for each in edges)
+    return [forward, backward[::-1]]

@@ -43,6 +43,7 @@ def course(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     for number in range(task["total"]):
         if asks and number in task["points"]:
             begin = member.now()
+            steps[told:] = member.settle(steps[told:])
             with member.state.waits():
                 answer = _ask(member, Path(task["folder"]), number, steps[told:])
             told, asks = len(steps), answer["again"]
@@ -57,9 +58,11 @@ def course(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         if part is None:
             say("alive")
     member.slow_to(1.0)
+    steps[told:] = member.settle(steps[told:])
     if "file" in task and part is not None:
         _save(member, part, task["file"])
     slowed_by, contended = sorted(member.slowed_by), contended_share(member, steps)
+    losses = list(map(float, losses))
     return {"steps": steps, "losses": losses, "stood": stood, "slowed_by": slowed_by, "contended": contended}
 
 
@@ -122,19 +125,20 @@ def _hand_over(member: Member, place: int, states: States, way: tuple[int, int])
     kept = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "momentum": ("momentum_buffer",), "sgd": ()}
     names = kept[member.job["optimizer"]]
     if member.rank == source:
-        dist.send(weight.detach().contiguous(), target)
+        dist.send(weight.detach().contiguous().to(member.wire), target)
         for name in names:
-            dist.send(states[place][name].contiguous(), target)
+            dist.send(states[place][name].contiguous().to(member.wire), target)
     elif member.rank == target:
-        fresh = torch.empty_like(weight, requires_grad=False)
+        fresh = torch.empty_like(weight, requires_grad=False, device=member.wire)
         dist.recv(fresh, source)
         with torch.no_grad():
             weight.copy_(fresh)
         states[place] = {}
         for name in names:
-            like = torch.zeros((), dtype=torch.float32, device=weight.device) if name == "step" else fresh
-            states[place][name] = torch.empty_like(like)
-            dist.recv(states[place][name], source)
+            like = torch.zeros((), dtype=torch.float32, device=member.wire) if name == "step" else fresh
+            received = torch.empty_like(like)
+            dist.recv(received, source)
+            states[place][name] = received.to(weight.device)
 
 
 def _save(member: Member, part: Part, file: str) -> None:

@@ -105,29 +105,29 @@ class Fully:
             self.model.set_requires_gradient_sync(last)
             if self.keeps:
                 self.model.set_reshard_after_backward(last)
-            begin = self.member.now()
+            begin = self.member.mark()
             ids, mask = objective.inputs(start, size)
             logits = self.model(input_ids=ids, attention_mask=mask).logits
             loss = objective.loss(logits, objective.targets(start, size), count)
             self.member.drag(begin)
-            middle = self.member.now()
+            middle = self.member.mark()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's
             self.member.drag(middle)
-            end = self.member.now()
+            end = self.member.mark()
             segments.append(("forward", number, begin, middle, middle - begin, 0))
             segments.append(("backward", number, middle, end, end - middle, 0))
             say(self.member.signs.waits())
-            total += float(loss.detach())
+            total += self.member.loss_of(loss)
             start += size
         return total
 
     def step(self, batch_start: int, segments: list[Segment]) -> float:
         """As in :class:`.parts.Part`."""
         loss, member = self.accumulate(batch_start, segments), self.member
-        begin, cpu = member.now(), member.clock()
+        begin, cpu = member.mark(), member.clock()
         self.optimizer.step()
         self.clear()
         member.drag(begin)
-        segments.append(("optimizer", -1, begin, member.now(), member.clock() - cpu, -1))
+        segments.append(("optimizer", -1, begin, member.mark(), member.clock() - cpu, -1))
         say(member.signs.step(segments))
         return loss

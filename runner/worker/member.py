@@ -11,8 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..devices import backend_of
 from ..hosts.clocks import agreed_offset_s
 from ..hosts.membership import join_store
+from .clocks import Moments, clock_of, memory_of
 from .quota import Quota
 from .signs import Signs, State, state_file
 
@@ -44,8 +46,9 @@ class Member:
         self.world = len(job["lanes"])
         self.device = torch.device(self.lane["torch_device"])
         self.groups: dict[tuple[int, ...], Any] = {}
-        self.offset_s = 0.0
-        """What must be added to this machine's clock to have the first member's."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # collectives and events would else be on the first GPU
+        self.device_clock = clock_of(self.device)
         self.quota = Quota(**job["rooms"][rank])
         self.parts: dict[str, Any] = {}
         self.slow = 1.0
@@ -54,7 +57,7 @@ class Member:
         """How many times as long they are to take, by whatever means."""
         self.slowed_by: set[str] = set()
         """By which means it has been slowed: ``quota``, ``loop``."""
-        self.signs = Signs()
+        self.signs = Signs(memory_of(self.device))
         self.state = State(state_file(folder / f"rank-{rank}.log"))
         self.retries_left = math.ceil(RETRIED_SHARE * len(job["tasks"]))
         self.losses: list[float] = []
@@ -91,6 +94,21 @@ class Member:
         self.objective = Objective(self.data, job["global_batch"], job["model"].get("task", ""))
 
     @cached_property
+    def backend(self) -> str:
+        """What the group speaks through."""
+        return backend_of(lane["torch_device"] for lane in self.job["lanes"])
+
+    @property
+    def wire(self) -> torch.device:
+        """Where a tensor must lie to be sent to a peer, gathered or scattered.
+
+        Gloo takes those of a GPU only in sums over all and broadcasts.
+        """
+        import torch
+
+        return torch.device("cpu") if self.backend == "gloo" else self.device
+
+    @cached_property
     def layers(self) -> list[Any]:
         """The model's layers one by one, where its family is known, as :func:`.slices.layers_of` has them."""
         from .slices import layers_of
@@ -112,15 +130,8 @@ class Member:
 
         # Long: a lane that has nothing to do waits for the others. The driver watches their signs of life.
         self.timeout = timedelta(seconds=PATIENCE * self.job["timeout_s"])
-        all_cuda = all(lane["torch_device"].startswith("cuda") for lane in self.job["lanes"])
-        if self.device.type == "cuda":
-            import torch
-
-            torch.cuda.set_device(self.device)  # collectives would else guess the GPU from the rank
         store = self._store()
-        dist.init_process_group(
-            "nccl" if all_cuda else "gloo", store=store, rank=self.rank, world_size=self.world, timeout=self.timeout
-        )
+        dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.world, timeout=self.timeout)
         for ranks in sorted({tuple(task["ranks"]) for task in self.job["tasks"] if len(task.get("ranks", ())) > 1}):
             self.groups[ranks] = dist.new_group(list(ranks), timeout=self.timeout)
 
@@ -144,15 +155,23 @@ class Member:
             with self.state.waits():
                 dist.barrier()
                 if self.job.get("store") is not None:
-                    self.offset_s = agreed_offset_s(self.rank, self.world, self.device)
+                    self.device_clock.offset_s = agreed_offset_s(self.rank, self.world, self.device)
 
     def now(self) -> float:
         """Monotonic seconds, the first member's clock for all of them, once the device has done its work."""
-        if self.device.type == "cuda":
-            import torch
+        return self.device_clock.now()
 
-            torch.cuda.synchronize(self.device)
-        return time.monotonic() + self.offset_s
+    def mark(self) -> float:
+        """A moment on the same clock, without waiting for the device: a time once it is settled (:mod:`.clocks`)."""
+        return self.device_clock.mark()
+
+    def settle(self, moments: Moments) -> Moments:
+        """The same with times in place of moments: to be asked when what was timed is over."""
+        return self.device_clock.settle(moments)
+
+    def loss_of(self, loss: torch.Tensor) -> Any:
+        """A loss as a number, or (as that would wait for a GPU) as a tensor that can be added to others."""
+        return float(loss.detach()) if self.device.type == "cpu" else loss.detach().double()
 
     def slow_to(self, factor: float) -> None:
         """From now on, work so many times as slowly: by the quota, or where there is none to be had by :meth:`drag`."""
@@ -169,7 +188,7 @@ class Member:
         """Where the member is slowed: keep the processor busy until what began then has taken so many times as long."""
         if self.slow > 1.0:
             end = begin + self.slow * (self.now() - begin)
-            while time.monotonic() + self.offset_s < end:
+            while self.now() < end:
                 pass
 
     def clock(self) -> float:
@@ -205,11 +224,11 @@ class Member:
             This member's part of the mean loss.
         """
         loss = self.accumulate(sizes, start, group, segments, batch_start)
-        begin, cpu = self.now(), self.clock()
+        begin, cpu = self.mark(), self.clock()
         self.optimizer.step()
         self.flat.zero_()
         self.drag(begin)
-        segments.append(("optimizer", -1, begin, self.now(), self.clock() - cpu, -1))
+        segments.append(("optimizer", -1, begin, self.mark(), self.clock() - cpu, -1))
         say(self.signs.step(segments))
         return loss
 
@@ -226,12 +245,12 @@ class Member:
         for number, size in enumerate(sizes):
             loss_sum += self.micro_batch(start, size, number, segments, count)
             start += size
-        begin = self.now()
+        begin = self.mark()
         if group is not None:
             say(self.signs.waits())
             with self.state.waits():
                 dist.all_reduce(self.flat, group=group)
-            segments.append(("communication", -1, begin, self.now(), 0.0, -1))
+            segments.append(("communication", -1, begin, self.mark(), 0.0, -1))
         return loss_sum
 
     def micro_batch(self, start: int, size: int, number: int, segments: list[Segment], count: int) -> float:
@@ -239,16 +258,16 @@ class Member:
         repeat = self.lane["repeat"]
         total = 0.0
         for _ in range(repeat):
-            begin, cpu0 = self.now(), self.clock()
+            begin, cpu0 = self.mark(), self.clock()
             loss = self.loss(start, size, count) / repeat
             self.drag(begin)
-            middle, cpu1 = self.now(), self.clock()
+            middle, cpu1 = self.mark(), self.clock()
             loss.backward()
             self.drag(middle)
-            end, cpu2 = self.now(), self.clock()
+            end, cpu2 = self.mark(), self.clock()
             segments.append(("forward", number, begin, middle, cpu1 - cpu0, 0))
             segments.append(("backward", number, middle, end, cpu2 - cpu1, 0))
-            total += float(loss.detach())
+            total += self.loss_of(loss)
         return total
 
     def loss(self, start: int, size: int, count: int) -> torch.Tensor:

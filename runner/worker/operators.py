@@ -321,7 +321,8 @@ def reference(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
     from ..workload import build_model
 
-    model: Any = build_model(task["model"], labels=task["labels"], seed=0).to(member.device).train()
+    kind = getattr(torch, TORCH_NAMES[task["dtype"]])
+    model: Any = build_model(task["model"], labels=task["labels"], seed=0).to(member.device, kind).train()
     flat_gradients([each for each in model.parameters() if each.requires_grad])
     ids = torch.arange(task["samples"] * task["tokens"], device=member.device).reshape(task["samples"], -1)
     ids, mask = 1 + ids % (task["vocabulary"] - 1), torch.ones_like(ids)
@@ -338,7 +339,7 @@ def reference(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         times.append((middle - begin, ticks(member) - middle))
         say("alive")
     forward, backward = zip(*times[WARM_UP:], strict=True)
-    return {"forward_s": median(forward), "backward_s": median(backward)}
+    return {"forward_s": median(forward), "backward_s": median(backward), "dtype": str(logits.dtype)}
 
 
 TASKS = {"operators": operators, "reference": reference}

@@ -26,7 +26,10 @@ class Part(Protocol):
         ...
 
     def accumulate(self, batch_start: int, segments: list[Segment]) -> float:
-        """Gradients of a global batch, summed over the holders; the loss of what it has the last stage of."""
+        """Gradients of a global batch, summed over the holders; the loss of what it has the last stage of.
+
+        On a GPU the loss is a tensor of one number, as to ask for it would be to wait.
+        """
         ...
 
     def gradient(self) -> torch.Tensor:

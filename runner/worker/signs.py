@@ -7,7 +7,7 @@ import mmap
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,8 @@ def state_file(log: Path) -> Path:
 class Signs:
     """Sums up the steps since the last line with figures."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Callable[[], int] | None = None) -> None:
+        self._memory = memory or resident_bytes
         self.terse = False
         """No line between those with figures: every one wakes the driver, on a processor that lanes are measured on."""
         self._told = self._spoke = time.monotonic()
@@ -92,7 +93,8 @@ class Signs:
         """The line to say after a step, empty where there is none; its segments are over.
 
         ``alive``, or ``alive`` and a JSON object: ``steps`` since the last one, the seconds ``s`` that they took, the
-        part ``busy`` of it outside of collectives, and the process's memory ``rss`` in bytes.
+        part ``busy`` of it outside of collectives, and the memory in use ``rss`` in bytes, the GPU's where the
+        member works on one.
         """
         if not segments:
             return "alive"
@@ -106,7 +108,7 @@ class Signs:
             "steps": self._steps,
             "s": round(self._seconds, 6),
             "busy": round(self._busy, 6),
-            "rss": resident_bytes(),
+            "rss": self._memory(),
         }
         self._told = self._spoke = end
         self._steps, self._seconds, self._busy = 0, 0.0, 0.0

@@ -81,10 +81,10 @@ class Sharded(ZeroRedundancyOptimizer):
     part: Staged
 
     def _sync_params(self) -> None:
-        begin = self.part.member.now()
+        begin = self.part.member.mark()
         with self.part.member.state.waits():
             super()._sync_params()  # type: ignore[misc]  # inherited, but in no stub
-        self.part.handed_s = (begin, self.part.member.now())
+        self.part.handed_s = (begin, self.part.member.mark())
 
 
 class Staged:
@@ -172,17 +172,17 @@ class Staged:
         with self.member.state.works():
             loss = self.member.objective.loss(logits, targets, self.count)
         kind, number, begin, _, own, stage = self.segments[-1]
-        self.segments[-1] = (kind, number, begin, self.member.now(), own + self.member.clock() - cpu, stage)
+        self.segments[-1] = (kind, number, begin, self.member.mark(), own + self.member.clock() - cpu, stage)
         return loss
 
     @contextmanager
     def timed(self, kind: str, number: int, stage: int) -> Iterator[None]:
         """Add a segment for what is done inside."""
-        begin, cpu = self.member.now(), self.member.clock()
+        begin, cpu = self.member.mark(), self.member.clock()
         with self.member.state.works():
             yield
             self.member.drag(begin)
-        self.segments.append((kind, number, begin, self.member.now(), self.member.clock() - cpu, stage))
+        self.segments.append((kind, number, begin, self.member.mark(), self.member.clock() - cpu, stage))
         say(self.member.signs.waits())
 
     def gradient(self) -> Tensor:
@@ -210,21 +210,21 @@ class Staged:
         self.count = member.objective.count(batch_start)
         start = batch_start + self.pipeline["first"]
         loss = self._alone(start) if self.schedule is None else self._piped(start)
-        begin = member.now()
+        begin = member.mark()
         shared = self._sum()
         if shared:
-            segments.append(("communication", -1, begin, member.now(), 0.0, -1))
+            segments.append(("communication", -1, begin, member.mark(), 0.0, -1))
         return loss
 
     def step(self, batch_start: int, segments: list[Segment]) -> float:
         """One training step; arguments and answer as in :meth:`accumulate`."""
         loss = self.accumulate(batch_start, segments)
         member = self.member
-        begin, cpu = member.now(), member.clock()
+        begin, cpu = member.mark(), member.clock()
         self.optimizer.step()
         self.flat.zero_()
         member.drag(begin)
-        end = member.now()
+        end = member.mark()
         if self.handed_s is None:
             segments.append(("optimizer", -1, begin, end, member.clock() - cpu, -1))
         else:
@@ -243,7 +243,7 @@ class Staged:
                 loss = self.member.objective.loss(logits, self.member.objective.targets(start, size), self.count)
             with self.timed("backward", number, 0):
                 loss.backward()  # type: ignore[no-untyped-call]  # torch's
-            total += float(loss.detach())
+            total += self.member.loss_of(loss)
             start += size
         return total
 
@@ -259,7 +259,7 @@ class Staged:
         assert self.schedule is not None
         with self.member.state.waits():  # for neighbours, but for what is timed
             self.schedule.step(*first, mask=mask, target=targets, losses=losses, return_outputs=False)
-        return sum(float(each.detach()) for each in losses)
+        return sum(map(self.member.loss_of, losses), 0.0)
 
     def _sum(self) -> bool:
         """Sum the gradients over the holders; whether there was anybody to sum with."""

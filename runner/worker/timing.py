@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..stationary import MOST_WARMUP, warming
-from .boundaries import Boundaries
+from .boundaries import Boundaries, layer_seconds
 from .contention import undisturbed
 from .member import Member, Segment
 from .parts import part_of
@@ -20,7 +20,7 @@ def profile(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
     def once() -> dict[str, Any]:
         steps: list[list[Segment]] = []
-        layers: list[list[list[float]]] = []
+        edges: list[list[list[float]]] = []
         member.meet()
         member.step([size], 0, None, [])
         end = time.monotonic() + task["seconds"]
@@ -29,9 +29,10 @@ def profile(member: Member, task: dict[str, Any]) -> dict[str, Any]:
                 steps.append([])
                 member.step([size], len(steps) * size, None, steps[-1])
                 if member.lane["repeat"] == 1:
-                    layers.append(boundaries.take(steps[-1]))
+                    edges.append(boundaries.take(steps[-1]))
+        steps, edges = member.settle((steps, edges))
         quiet = [not any(map(member.disturbed, step)) for step in steps]
-        return {"steps": steps, "quiet": quiet, "layers": layers}
+        return {"steps": steps, "quiet": quiet, "layers": list(map(layer_seconds, edges))}
 
     return undisturbed(member, once)
 
@@ -77,17 +78,19 @@ def _collectives(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     import torch.distributed as dist
 
     kind = torch.bfloat16 if member.job.get("dtype") == "bf16" else torch.float32
-    ranks, group, times = task["ranks"], member.group(task["ranks"]), []
+    ranks, group = task["ranks"], member.group(task["ranks"])
+    times: list[tuple[float, float]] = []
+    wire = member.device if task["op"] == "all_reduce" else member.wire
     own = max(1, task["bytes"] // kind.itemsize // len(ranks))
-    whole = torch.ones(own * len(ranks), device=member.device, dtype=kind)
-    part = torch.ones(own, device=member.device, dtype=kind)
+    whole = torch.ones(own * len(ranks), device=wire, dtype=kind)
+    part = torch.ones(own, device=wire, dtype=kind)
     member.meet()
     if member.rank not in ranks:
         return {"times": []}
     for _ in range(task["repeats"] + 2):
         work(member, task.get("work", 0))
         whole.fill_(1.0)
-        start = member.now()
+        start = member.mark()
         with member.state.waits():
             if task["op"] == "all_reduce":
                 dist.all_reduce(whole, group=group)
@@ -95,15 +98,16 @@ def _collectives(member: Member, task: dict[str, Any]) -> dict[str, Any]:
                 dist.reduce_scatter_tensor(part, whole, group=group)
             else:
                 dist.all_gather_into_tensor(whole, part, group=group)
-        times.append((start, member.now()))
-    return {"times": times[2:]}
+        times.append((start, member.mark()))
+    return {"times": member.settle(times)[2:]}
 
 
 def message(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Messages to and fro between two members: when each one began to send, or had received.
 
     Who sends has computed before, and who receives waits for it, as between stages. A loop of messages alone finds
-    caches warm and threads awake: one of a few kilobytes took a quarter of the time in it.
+    caches warm and threads awake: one of a few kilobytes took a quarter of the time in it. Between a GPU and a
+    processor it goes through the host's memory.
     """
     import torch
     import torch.distributed as dist
@@ -112,19 +116,25 @@ def message(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     if member.rank not in task["ranks"]:
         return {"moments": []}
     buffer = torch.ones(max(1, task["bytes"] // 4), device=member.device)
+    sent = torch.empty_like(buffer, device=member.wire) if member.wire != member.device else buffer
     group, place = member.group(task["ranks"]), task["ranks"].index(member.rank)
-    peer, moments = task["ranks"][1 - place], []
+    peer = task["ranks"][1 - place]
+    moments: list[float] = []
     for number in range(2 * (task["repeats"] + 1)):
         sends = number % 2 == place
         if sends:
             work(member, task.get("work", 0))
-        start = member.now()
-        pending = dist.batch_isend_irecv([dist.P2POp(dist.isend if sends else dist.irecv, buffer, peer, group)])
+        start = member.mark()
+        if sends and sent is not buffer:
+            sent.copy_(buffer)
+        pending = dist.batch_isend_irecv([dist.P2POp(dist.isend if sends else dist.irecv, sent, peer, group)])
         with member.state.waits():
             for each in pending:
                 each.wait()
-        moments.append(start if sends else member.now())
-    return {"moments": moments[2:]}
+        if not sends and sent is not buffer:
+            buffer.copy_(sent)
+        moments.append(start if sends else member.mark())
+    return {"moments": member.settle(moments)[2:]}
 
 
 def work(member: Member, samples: int) -> None:
@@ -159,7 +169,8 @@ def block(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         for _ in range(1 + task["steps"] if part else 0):
             step()
         member.meet()
-        return {"steps": steps[warm:], "losses": losses, "warmup": warm + 1, "settled": settled}
+        steps = member.settle(steps)
+        return {"steps": steps[warm:], "losses": list(map(float, losses)), "warmup": warm + 1, "settled": settled}
 
     return undisturbed(member, once)
 
@@ -181,6 +192,7 @@ def stages(member: Member, task: dict[str, Any]) -> dict[str, Any]:
                 for _ in range(task["steps"]):
                     steps.append([])
                     step(steps[-1])
+        piped, whole = member.settle((piped, whole))
         return {"steps": piped, "whole": whole}
 
     def alone(segments: list[Segment]) -> None:

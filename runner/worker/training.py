@@ -18,6 +18,7 @@ def gradients(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     if part is None:
         return {"norm": 0.0}
     part.accumulate(0, [])
+    member.settle([])  # nobody asks for these moments
     flat = part.gradient().detach().cpu()
     save_file({"gradient": flat}, task["file"] + f".{member.rank}")
     norm = float(flat.norm())
@@ -29,13 +30,20 @@ def train(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Training steps that follow those of the task before; nothing is measured again."""
     part = part_of(member, task)
     begin = member.now()
-    losses, busy = [], 0.0
+    losses: list[float] = []
+    steps: list[list[Segment]] = []
     for number in range(task["steps"] if part else 0):
         assert part is not None
-        segments: list[Segment] = []
-        losses.append(part.step((task["offset"] + number) * member.job["global_batch"], segments))
-        busy += sum(end - begin for kind, _, begin, end, *_ in segments if kind != "communication")
+        steps.append([])
+        losses.append(part.step((task["offset"] + number) * member.job["global_batch"], steps[-1]))
     end = member.now()
+    losses = list(map(float, losses))
+    busy = sum(
+        finish - start
+        for step in member.settle(steps)
+        for kind, _, start, finish, *_ in step
+        if kind != "communication"
+    )
     member.loss_parts += losses
     member.busy_s, member.train_s = member.busy_s + busy, member.train_s + end - begin
     return {"loss": losses[-1] if losses else 0.0}

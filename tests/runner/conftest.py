@@ -210,3 +210,50 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[[P
     code = run(["calibrate", str(folder / "tiny.toml"), "--runs", str(folder / "runs")])
     assert code == 0
     return folder
+
+
+WATCH = """
+import os, sys, traceback
+
+def hook(event, arguments):
+    if event == "pickle.find_class":
+        with open(os.environ["UNPICKLED"], "a") as file:
+            file.write(f"{sys.argv[:2]} {arguments}: {traceback.format_stack(limit=6)}\\n")
+
+sys.addaudithook(hook)
+with open(os.environ["WATCHED"], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+"""
+
+
+class Watched:
+    """Commands whose processes, drivers and workers alike, tell what they unpickle, by Python's own audit event."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(WATCH)
+        self.heard, self.seen = folder / "unpickled.txt", folder / "watched.txt"
+        told = {"PYTHONPATH": str(folder), "UNPICKLED": str(self.heard), "WATCHED": str(self.seen), "COLUMNS": "200"}
+        self.environment = {**os.environ, **told}
+
+    def run(self, *words: str) -> str:
+        """Standard output of a command that succeeds."""
+        command = [sys.executable, "-m", "steelyard.runner.cli", *words]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def require_nothing(self, processes: int) -> None:
+        """Nothing was unpickled in at least so many processes, and it would have been heard."""
+        assert len(set(self.seen.read_text().split())) >= processes
+        assert not self.heard.exists(), self.heard.read_text()
+        probe = "import pickle, collections; pickle.loads(pickle.dumps(collections.OrderedDict()))"
+        subprocess.run([sys.executable, "-c", probe], env=self.environment, check=True)
+        assert self.heard.exists()
+        self.heard.unlink()
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """Runs commands, and hears what they unpickle."""
+    return Watched(tmp_path_factory.mktemp("watch") / "watch")

@@ -93,12 +93,15 @@ def test_what_a_fidelity_says_repeats(tiny_scenario: Scenario, table: OperatorTa
 @pytest.mark.slow
 def test_every_kind_can_be_timed_on_real_lanes(lanes: list[NamedLane]) -> None:
     points = [{"kind": grid.kind, "sizes": list(grid.points[0])} for grid in grids()]
-    passes = [task for task in operator_tasks("fp32") if task["op"] == "reference"][:1]
+    passes = [
+        next(task for task in operator_tasks(dtype) if task["op"] == "reference") for dtype in ("fp32", "bf16")
+    ]  # in the dtype that the tables are of
     tasks: list[Task] = [{"op": "operators", "dtype": "fp32", "points": points}, *passes]
     launch = run_group(lanes, tasks, {}, timeout_s=60.0)
     for rank in range(len(lanes)):
         ((_, answer),) = launch.of("operators", rank)
         assert len(answer["seconds"]) == len(points)
         assert all(0 < seconds < 60 for seconds in answer["seconds"])
-        ((_, times),) = launch.of("reference", rank)
-        assert min(times["forward_s"], times["backward_s"]) > 0
+        told = [times for _, times in launch.of("reference", rank)]
+        assert [times["dtype"] for times in told] == ["torch.float32", "torch.bfloat16"]
+        assert all(min(times["forward_s"], times["backward_s"]) > 0 for times in told)

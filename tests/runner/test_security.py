@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from steelyard.sim.spec import Scenario
+
+from .conftest import Watched
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("results", "sim", "runner")
@@ -69,40 +68,14 @@ def test_no_module_reads_code_out_of_data() -> None:
     assert found == []
 
 
-WATCH = """
-import os, sys, traceback
-
-def hook(event, arguments):
-    if event == "pickle.find_class":
-        with open(os.environ["UNPICKLED"], "a") as file:
-            file.write(f"{sys.argv[:2]} {arguments}: {traceback.format_stack(limit=6)}\\n")
-
-sys.addaudithook(hook)
-with open(os.environ["WATCHED"], "a") as file:
-    file.write(f"{os.getpid()}\\n")
-"""
-
-
 @pytest.mark.slow
-def test_a_training_and_its_workers_unpickle_nothing(tiny_scenario: Scenario, tmp_path: Path) -> None:
-    """Python itself tells: its audit event of unpickling, heard in the driver and in each worker, resumed ones too."""
-    (tmp_path / "sitecustomize.py").write_text(WATCH)
+def test_a_training_and_its_workers_unpickle_nothing(tiny_scenario: Scenario, tmp_path: Path, watched: Watched) -> None:
+    """Resumed ones too."""
     training = tiny_scenario.training.model_copy(update={"steps": 6, "checkpoint_every_steps": 3})
     file = tmp_path / "scenario.json"
     file.write_text(tiny_scenario.model_copy(update={"training": training}).model_dump_json(exclude_none=True))
-    heard, watched = tmp_path / "unpickled.txt", tmp_path / "watched.txt"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "UNPICKLED": str(heard), "WATCHED": str(watched)}
-    words = [sys.executable, "-m", "steelyard.runner.cli", "train", "--runs", str(tmp_path / "runs")]
-
-    def run(*more: str) -> None:
-        done = subprocess.run([*words, *more], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    run(str(file), "--policy", "uniform")
+    runs = ["--runs", str(tmp_path / "runs")]
+    watched.run("train", *runs, str(file), "--policy", "uniform")
     (folder,) = (tmp_path / "runs").glob("train-*")
-    run("--resume", str(folder))
-    assert len(set(watched.read_text().split())) >= 6  # two drivers, two workers each
-    assert not heard.exists(), heard.read_text()
-    probe = "import pickle, collections; pickle.loads(pickle.dumps(collections.OrderedDict()))"
-    subprocess.run([sys.executable, "-c", probe], env=environment, check=True)
-    assert heard.exists()  # it would have been heard
+    watched.run("train", *runs, "--resume", str(folder))
+    watched.require_nothing(processes=6)  # two drivers, two workers each
