@@ -72,6 +72,11 @@ def _of_gradients(shape: Shape, element_bytes: int) -> Iterator[Problem]:
         yield Problem("bucket_mib", f"is {shape.bucket_mib:g}, no whole number of elements")
 
 
+def unfit(scenario: Scenario) -> Iterator[Problem]:
+    """What of the model cannot be said, whatever the plan: nothing, as the user's own code makes it."""
+    yield from ()
+
+
 def notes(scenario: Scenario) -> list[str]:
     """What the user has to add."""
     return [

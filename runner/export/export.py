@@ -28,7 +28,9 @@ class Exported:
     wanted: Plan
     plan: Plan
     problems: list[Problem]
-    """What the framework cannot be told of the wanted plan; empty: it runs exactly that."""
+    """What the framework cannot be told of the wanted plan; empty: it can be told all of it."""
+    unfit: list[Problem]
+    """What it cannot be told of the model, whatever the plan."""
     changed: list[str]
     wanted_step_s: float
     step_s: float
@@ -40,14 +42,19 @@ class Exported:
         """How much longer a step of the exported plan takes in simulation; below 0: it is faster."""
         return 100 * (self.step_s / self.wanted_step_s - 1)
 
+    @property
+    def not_expressible(self) -> list[Problem]:
+        """All that it cannot be told; empty: it runs exactly what is wanted."""
+        return [*self.unfit, *self.problems]
+
     def document(self) -> dict[str, Any]:
         """All but the files' texts, as ``export.json`` holds it."""
         return {
             "schema_version": 1,
             "target": self.target,
             "sources_read": self.source,
-            "exact": not self.problems,
-            "not_expressible": [problem._asdict() for problem in self.problems],
+            "exact": not self.not_expressible,
+            "not_expressible": [problem._asdict() for problem in self.not_expressible],
             "changed": self.changed,
             "wanted_plan_sha256": self.wanted.sha256,
             "wanted_step_time_s": self.wanted_step_s,
@@ -81,6 +88,7 @@ def export(plan: Plan, scenario: Scenario, target: Target) -> Exported:
         wanted=plan,
         plan=chosen,
         problems=problems,
+        unfit=list(target.unfit(scenario)),
         changed=changed,
         wanted_step_s=wanted_s,
         step_s=seconds,

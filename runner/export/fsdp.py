@@ -57,6 +57,11 @@ def _of_stages(plan: Plan) -> Iterator[Problem]:
                 yield Problem(f"{where}.recompute", "is selective; whole blocks are recomputed, or none")
 
 
+def unfit(scenario: Scenario) -> Iterator[Problem]:
+    """What of the model cannot be said, whatever the plan: nothing, as the user's own code makes it."""
+    yield from ()
+
+
 def notes(scenario: Scenario) -> list[str]:
     """What the user has to add."""
     own = [f"put your model and data into build_model() and batch() of {SCRIPT}; they are drawn at random until then"]

@@ -31,7 +31,8 @@ OPTIMIZERS = {
     "sgd": ["--optimizer", "sgd", "--sgd-momentum", "0.0"],
 }
 DTYPES: dict[str, list[str]] = {"fp32": [], "bf16": ["--bf16"], "fp16": ["--fp16"]}
-FAMILIES = ("llama", "mistral", "gpt2")
+FAMILIES, CAUSAL = ("llama", "mistral", "gpt2"), "causal-lm"
+"""What ``pretrain_gpt.py`` trains with the arguments written here, and for what."""
 
 
 def problems(plan: Plan, scenario: Scenario) -> Iterator[Problem]:
@@ -58,14 +59,19 @@ def problems(plan: Plan, scenario: Scenario) -> Iterator[Problem]:
         yield Problem("bucket_mib", f"is {shape.bucket_mib:g}, no whole number of {workload.dtype} elements")
 
 
+def unfit(scenario: Scenario) -> Iterator[Problem]:
+    """What of the model the arguments cannot say, whatever the plan: ``pretrain_gpt.py`` trains language models."""
+    config, name = scenario.workload.model.config, scenario.workload.model.name
+    if config.get("model_type") not in FAMILIES:
+        told = f"{name} is none of {', '.join(FAMILIES)}, which pretrain_gpt.py can train; model.txt has its dimensions"
+        yield Problem("workload.model", told)
+    elif config.get("task", CAUSAL) != CAUSAL:
+        yield Problem("workload.model", f"{name} trains for {config['task']}; pretrain_gpt.py for {CAUSAL}")
+
+
 def notes(scenario: Scenario) -> list[str]:
     """What the user has to add."""
-    own = ["add data, tokenizer, learning rate and --train-iters to the arguments"]
-    if scenario.workload.model.config.get("model_type") not in FAMILIES:
-        own.append(
-            f"model.txt has only the dimensions: {scenario.workload.model.name} is none of {', '.join(FAMILIES)}"
-        )
-    return own
+    return ["add data, tokenizer, learning rate and --train-iters to the arguments"]
 
 
 def files(shape: Shape, scenario: Scenario) -> dict[str, str]:

@@ -20,6 +20,8 @@ class Target:
     source: str
     """The version whose sources were read."""
     problems_of: Callable[[Plan, Scenario], Iterable[Problem]]
+    unfit: Callable[[Scenario], Iterable[Problem]]
+    """What of the model cannot be said, whatever the plan."""
     files: Callable[[Shape, Scenario], dict[str, str]]
     """File names and texts; a pure function of shape and scenario."""
     read: Callable[[Mapping[str, str], int], Shape]
@@ -48,6 +50,7 @@ TARGETS: dict[str, Target] = {
         name=module.NAME,
         source=module.SOURCE,
         problems_of=module.problems,
+        unfit=module.unfit,
         files=module.files,
         read=module.read,
         notes=module.notes,

@@ -26,8 +26,12 @@ SOURCE = "torchtitan 0.2.2 (config/job_config.py)"
 CONFIG = "job.toml"
 SCHEDULES: dict[Kind, str] = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved": "Interleaved1F1B"}
 RESHARD = {2: "never", 3: "always"}
-FLAVORS = {(4096, 32): "8B", (8192, 80): "70B", (16384, 126): "405B"}
-"""Hidden size and blocks of the models that it calls llama3."""
+FLAVORS = {
+    (4096, 32, 14336, 128256): "8B",
+    (8192, 80, 28672, 128256): "70B",
+    (16384, 126, 53248, 128256): "405B",
+}
+"""Hidden size, blocks, inner size and vocabulary of the models that it calls llama3."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -62,11 +66,19 @@ def problems(plan: Plan, scenario: Scenario) -> Iterator[Problem]:
         yield Problem("bucket_mib", f"is {shape.bucket_mib:g}; messages are of a block each")
 
 
+def unfit(scenario: Scenario) -> Iterator[Problem]:
+    """What of the model the configuration cannot say, whatever the plan: its flavours are code."""
+    if _flavor(scenario.workload.model.config) is None:
+        known = ", ".join(FLAVORS.values())
+        told = (
+            f"{scenario.workload.model.name} is none of its llama3 ({known}); add its flavour, and name it in job.toml"
+        )
+        yield Problem("workload.model", told)
+
+
 def notes(scenario: Scenario) -> list[str]:
     """What the user has to add."""
     own = ["add data, tokenizer and learning rate to the configuration"]
-    if _flavor(scenario.workload.model.config) is None:
-        own.append(f"model.flavor: {scenario.workload.model.name} is no llama3 of 0.2.2; name or add its flavour")
     if scenario.workload.dtype == "bf16":
         own.append("bf16 is mixed_precision_param: under DDP (zero = 0) that is autocast, with weights kept in fp32")
     return own
@@ -171,4 +183,5 @@ def _letters(part: list[str]) -> str:
 def _flavor(config: Mapping[str, Any]) -> str | None:
     if config.get("model_type") != "llama":
         return None
-    return FLAVORS.get((figure(config, "hidden_size"), figure(config, "num_hidden_layers")))
+    size, count = figure(config, "hidden_size"), figure(config, "num_hidden_layers")
+    return FLAVORS.get((size, count, figure(config, "intermediate_size"), figure(config, "vocab_size")))

@@ -37,9 +37,9 @@ def export(
     target = target_of(to)
     wanted, world = _wanted(plan, scenario, policy, settings)
     found = make(wanted, world, target)
-    if exact and found.problems:
-        first = found.problems[0]
-        raise InputError(first.path, f"{first.problem} ({target.name})", "without --exact the nearest plan is written")
+    if exact and found.not_expressible:
+        first = found.not_expressible[0]
+        raise InputError(first.path, f"{first.problem} ({target.name})", "without --exact the nearest is written")
     folder = write(found, out or Path(f"export-{to}"))
     _tell({**found.document(), "folder": str(folder)}, as_json)
 
@@ -77,6 +77,7 @@ def _tell(document: dict[str, Any], as_json: bool) -> None:
         print_table(console, problems[:SHOWN], f"not expressible for {document['target']}")
         if len(problems) > SHOWN:
             console.print(f"... and {len(problems) - SHOWN} more in export.json", highlight=False)
+    if document["changed"]:
         console.print("nearest plan: " + "; ".join(document["changed"]), highlight=False)
     times = f"{1e3 * document['wanted_step_time_s']:.4g} ms wanted, {1e3 * document['step_time_s']:.4g} ms exported"
     console.print(f"simulated step: {times} ({document['loss_percent']:+.1f} %)", highlight=False)

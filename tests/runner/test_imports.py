@@ -105,6 +105,43 @@ def test_megatron_round_trip(tmp_path_factory: pytest.TempPathFactory, tenths: l
     assert averaged == (every == 10 and len(times) > 1)
 
 
+GENUINE = {
+    # Megatron-LM with time stamps and throughput: NVIDIA/Megatron-LM, issue 756.
+    "stamped": (
+        " [2024-04-06 02:59:3{0}] iteration       4{0}/     100 | consumed samples:         55{0}4 |"
+        " elapsed time per iteration (ms): {1} | throughput per GPU (TFLOP/s/GPU): 239.8 |"
+        " learning rate: 8.600000E-06 | global batch size:   128 | lm loss: 1.500000E+00 |"
+        " load_balancing_loss: 1.000000E+00 | loss scale: 1.0 | grad norm: 1.000 | num zeros: 0.0 |"
+        " number of skipped iterations:   0 | number of nan iterations:   0 |",
+        128,
+        (5444.9, 5533.8, 5718.6),
+    ),
+    # An older one, without: epfLLM/Megatron-LLM, issue 11.
+    "older": (
+        " iteration      12{0}/  250000 | consumed samples:       12{0}976 |"
+        " elapsed time per iteration (ms): {1} | learning rate: 9.300E-06 | global batch size:  1024 |"
+        " lm loss: 2.500000E+00 | loss scale: 1.0 | grad norm: 0.200 |"
+        " number of skipped iterations:   0 | number of nan iterations:   0 |",
+        1024,
+        (86545.2, 87871.6, 89474.8, 89075.2, 89692.9),
+    ),
+}
+"""Lines as trainings of others left them: fields, their order, widths and the times per iteration are theirs."""
+
+
+@pytest.mark.parametrize(("line", "batch", "times"), GENUINE.values(), ids=GENUINE)
+def test_lines_of_logs_of_others_are_read(tmp_path: Path, line: str, batch: int, times: tuple[float, ...]) -> None:
+    lines = [line.format(number, elapsed) for number, elapsed in enumerate(times, 2)]
+    noise = ["[Rank 0] (after 2 iterations) memory (MB) | allocated: 1.0", "time (ms) | forward-compute: 10.0 |"]
+    log = tmp_path / "train.log"
+    log.write_text("\n".join([lines[0], *noise, *lines[1:]]) + "\n")
+    (launch,) = read_megatron(log, Expected(global_batch=batch))
+    assert [step.seconds for step in launch.steps] == pytest.approx([1e-3 * each for each in times])
+    assert launch.notes == ()
+    with pytest.raises(InputError, match=f"global batch size is {batch}"):
+        read_megatron(log, Expected(global_batch=batch + 1))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [

@@ -160,8 +160,9 @@ def test_plans_of_policies_are_told_or_the_nearest_is(name: str, policy: str, ei
     texts = {file: (folder / file).read_text() for file in report["files"]}
     assert TARGETS[report["target"]].import_plan(texts, eight) == found.plan
     assert Plan.parse(json.loads((folder / "plan.json").read_text())) == found.plan
-    assert report["exact"] == (not found.problems)
-    for problem in report["not_expressible"]:  # every path leads somewhere in the plan
+    assert report["exact"] == (not found.problems and not found.unfit)
+    of_plan = [problem for problem in report["not_expressible"] if problem["path"] != "workload.model"]
+    for problem in of_plan:  # every path leads somewhere in the plan
         part: object = plan.normalize().document()
         for key in problem["path"].split("."):
             part = part[int(key)] if isinstance(part, list) else part[key]  # type: ignore[index]  # JSON
