@@ -141,7 +141,7 @@ def run_residuals(run: Run, cluster: Cluster, workload: Workload) -> Iterator[Re
     for (launch, device), own in events.groupby(["launch", "device"]):
         for kind, part in own.groupby("kind"):
             seconds = expected.seconds(str(device), str(kind))
-            took = _typical_s(part)
+            took = typical_s(part)
             if seconds is not None and took > 0:
                 value = math.log(took / seconds)
                 group = f"{run.manifest.prediction_sha256}/{launch}"
@@ -205,7 +205,7 @@ def _others(profile: Profile, sizes: Mapping[str, Sequence[int]]) -> Profile | N
     return without_sizes(profile, used) if left >= LEAST_POINTS else None
 
 
-def _typical_s(events: pd.DataFrame) -> float:
+def typical_s(events: pd.DataFrame) -> float:
     """Median over steps of the seconds that a kind of work took in each."""
     spent = (events["end_s"] - events["start_s"]).groupby([events["round"], events["step"]]).sum()
     return float(median(spent))

@@ -168,6 +168,9 @@ def feed_back(
     from ..feedback import refine
     from ..resolving import workload_of
 
+    cluster = document.get("cluster")
+    if isinstance(cluster, dict) and "lanes" not in cluster:
+        return feed_back_outside(document, folder, runs, measured, as_json=as_json)
     workload = workload_of(document, folder)
     path = calibration_path(document, folder, runs, workload)
     if not path.is_file():
@@ -175,3 +178,23 @@ def feed_back(
     found = refine(read_calibration(path), read_runs(measured), workload)
     write_calibration(found.calibration)
     emit(found.document(), as_json, found.rows(), f"wrote {found.calibration.path}")
+    return None
+
+
+def feed_back_outside(
+    document: dict[str, Any], folder: Path | None, runs: Path, measured: list[Path], *, as_json: bool
+) -> None:
+    """The same for a cluster elsewhere: a scenario whose devices and links are as imported runs have them.
+
+    Raises:
+        InputError: no run was measured, or not of this workload on this cluster.
+    """
+    from ...results.store import slug, to_json, write_text
+    from ...sim.spec import scenario_from
+    from ..outside import refine_outside
+
+    scenario = scenario_from(document, folder)
+    found = refine_outside(scenario, read_runs(measured))
+    path = runs / "calibrations" / f"{slug(scenario.name)}.refined.json"
+    write_text(path, to_json(found.scenario.model_dump(mode="json", exclude_none=True)))
+    emit({"path": str(path), **found.document()}, as_json, found.rows(), f"wrote {path}")
