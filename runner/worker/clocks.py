@@ -49,7 +49,7 @@ class CudaQueue:
         """As in :class:`Queue`."""
         import torch
 
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch's
         event.record(torch.cuda.current_stream(self.device))
         return event
 
