@@ -206,20 +206,22 @@ def linearised(
 
 def _measured(run: Run) -> list[tuple[str, float]]:
     """Seconds of the step in each launch, and of each device's work."""
-    found = [("", median([times])) for times in step_times(run.events).values() if times]
+    steps = [("", median([times])) for times in step_times(run.events).values() if times]
+    return [*steps, *_work(run)]
+
+
+def _work(run: Run) -> list[tuple[str, float]]:
+    """Seconds of each device's own work in a step, by launch; by events, as ledgers cut at the end of the step."""
     events = run.events[(run.events["step"] > 0) & run.events["kind"].isin(COMPUTE)]
-    for (_, device), own in events.groupby(["launch", "device"]):
-        found.append((str(device), typical_s(own)))
-    return found
+    return [(str(device), typical_s(own)) for (_, device), own in events.groupby(["launch", "device"])]
 
 
 def _predicted(scenario: Scenario, run: Run) -> dict[str, float]:
     """The same as simulated: under the empty name the step, then the work of each device."""
     sampling = scenario.sampling.model_copy(update={"launches": scenario.sampling.search_launches})
     still = {"objective": Objective(), "disturbances": [], "rebalance": None, "sampling": sampling}
-    summary = simulate(scenario.model_copy(update=still), Fixed(Plan.parse(run.plan))).summary
-    work = {name: ledger.compute_s + ledger.optimizer_s for name, ledger in summary.devices.items()}
-    return {"": summary.step_time_s.p50, **work}
+    made = simulate(scenario.model_copy(update=still), Fixed(Plan.parse(run.plan)))
+    return {"": made.summary.step_time_s.p50, **dict(_work(made))}
 
 
 def _spans(run: Run) -> bool:

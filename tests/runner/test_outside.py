@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -17,8 +18,10 @@ from steelyard.results.store import read_run
 from steelyard.runner.cli import run
 from steelyard.runner.export.nearest import step_s
 from steelyard.runner.outside import LINKS, Row, kinds, refine_outside, scaled, shrunk
+from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario, load_scenario, scenario_from
+from steelyard.sim.view import Fixed
 
 TRUE = {"new-0": math.log(1.4), "old-0": math.log(0.75)}
 """What nobody knows of the cluster but the pretended measurement."""
@@ -100,6 +103,21 @@ def test_too_few_plans_and_other_workloads_are_refused(elsewhere: Scenario, tmp_
     other = elsewhere.model_copy(update={"workload": elsewhere.workload.model_copy(update={"sequence_length": 64})})
     with pytest.raises(InputError, match="another workload"):
         refine_outside(other, runs)
+
+
+def test_runs_that_tell_communication_have_a_factor_for_the_links(elsewhere: Scenario) -> None:
+    """Events of each device's own work, as traces have them; nothing of it is hidden behind other work here."""
+    truth = elsewhere.model_copy(update={"cluster": scaled(elsewhere.cluster, {**TRUE, LINKS: math.log(2.0)})})
+    runs = []
+    for sizes in SPLITS:
+        plan = split(elsewhere, sizes).model_copy(update={"overlap": False})
+        made = simulate(truth, Fixed(plan))
+        own = made.manifest.model_copy(update={"kind": "measured", "scenario": elsewhere.model_dump(mode="json")})
+        runs.append(dataclasses.replace(made, manifest=own))
+    found = refine_outside(elsewhere, runs)
+    wanted = {**{name: math.exp(each) for name, each in TRUE.items()}, LINKS: 2.0}
+    assert found.factors == pytest.approx(wanted, rel=0.05)
+    assert [row["what"] for row in found.rows()] == ["new-0", "old-0", LINKS, "each plan held out"]
 
 
 # ---- the fit, by itself ----
