@@ -17,18 +17,16 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ..sim.curve import Curve, Line
 from ..sim.plan import Infeasible, Plan
-from ..sim.roofline import Identity
-from ..sim.view import DeviceView, View
+from ..sim.view import View
+from ._neighbours import places
+from .ranking import ranks
 from .surroundings import surroundings
 
 
@@ -84,53 +82,23 @@ def searchable(policy: type) -> Mapping[str, Parameter]:
 def canonical(view: View) -> View:
     """The view with its devices in an order that their figures alone decide: the fastest first.
 
-    Devices of equal times follow their other figures, those of their machines, and those of the ways to them. A policy
-    that starts with it may break ties by place: renaming or reordering the devices of a cluster then changes nothing
-    but which of several devices in like places does what.
+    Devices of equal times follow their other figures, those of their machines, and those of the ways to them; devices
+    in like places are neighbours, machine by machine and switch by switch. A policy that starts with it may break ties
+    by place: renaming or reordering the devices of a cluster then changes nothing but which of several devices in like
+    places does what.
     """
     numbers = ranks(view)
-    places: Sequence[int]
+    order: Sequence[int]
     if len(set(numbers)) == len(numbers):  # no two alike: where they are need not decide
-        places = np.argsort(numbers).tolist()
+        order = np.argsort(numbers).tolist()
     else:
         names = [device.name for device in view.devices]
-        around = surroundings(view.cluster, dict(zip(names, numbers, strict=True)))
-        places = sorted(range(len(names)), key=lambda place: (numbers[place], around.get(names[place], ())))
-    return view.among(places)
-
-
-def ranks(view: View) -> list[int]:
-    """Per device, a number by its speed, and where several kinds are as fast, by all other figures of theirs."""
-    rows, speeds = view.steps.row_of.tolist(), view.speeds
-    kinds: dict[tuple[object, ...], int] = {}
-    of = [
-        kinds.setdefault((row, each.peak_flops, each.memory_bandwidth, each.memory_bytes), place)
-        for place, (row, each) in enumerate(zip(rows, view.devices, strict=True))
-    ]
-    as_fast = Counter(speeds[place] for place in kinds.values())
-    keys: dict[int, tuple[Any, ...]] = {
-        place: (-speeds[place], *(figures(view.devices[place]) if as_fast[speeds[place]] > 1 else ()))
-        for place in kinds.values()
-    }
-    numbers = {key: number for number, key in enumerate(sorted(set(keys.values())))}
-    return [numbers[keys[place]] for place in of]
-
-
-def figures(device: DeviceView) -> tuple[object, ...]:
-    """All that distinguishes a device but its name, as a sort key: larger figures and shorter times first."""
-    limit = device.largest_micro_batch or 0
-    key = (-device.peak_flops, -device.memory_bandwidth, -device.memory_bytes, -device.capacity, -limit)
-    times = (_sampled(Identity(device.cost.forward)), _sampled(Identity(device.cost.backward)))
-    waking = tuple((point.blocked_s, point.extra_s) for point in device.cost.waking)
-    return (*key, device.cost.optimizer_s, *times, waking)
-
-
-@lru_cache(maxsize=1024)
-def _sampled(key: Identity) -> tuple[float, ...]:
-    """Times at powers of two; devices of a kind share their curve."""
-    curve = key.value
-    assert isinstance(curve, Line | Curve)
-    return tuple(curve.at(2**power) for power in range(16))
+        rank_of = dict(zip(names, numbers, strict=True))
+        around = surroundings(view.cluster, rank_of)
+        beside = places(view.cluster, rank_of, around)
+        keys = [(rank_of[name], around[name], beside[name]) for name in names]
+        order = sorted(range(len(names)), key=keys.__getitem__)
+    return view.among(order)
 
 
 def round_shares(view: View, shares: Sequence[float]) -> Plan:

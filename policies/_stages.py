@@ -24,7 +24,7 @@ from ..sim.roofline import Identity, Recompute
 from ..sim.times import LayerTimes, layer_times
 from ..sim.view import View
 from ..sim.workload import OPTIMIZER_STATES, Workload, at
-from .grid import _machines
+from ._neighbours import neighbours
 
 Flags = NDArray[np.bool_]
 NOBODY = -1
@@ -41,10 +41,10 @@ class Label(NamedTuple):
 
 
 def labels_of(view: View) -> tuple[Label, ...]:
-    """The devices of a view by kind and machine, in an order that figures decide (the fastest machines first)."""
+    """The devices of a view by kind and machine, in the order of :func:`neighbours`."""
     by_name, kinds, measured = view.cluster.by_name, view.cluster.kinds, _measured(view)
     found = []
-    for names in _machines(view):
+    for names in neighbours(view):
         for _, alike in itertools.groupby(names, key=lambda name: kinds[name]):
             like = sorted(alike, key=measured.__getitem__)
             members = [tuple(each) for _, each in itertools.groupby(like, key=measured.__getitem__)]

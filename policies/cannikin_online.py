@@ -42,7 +42,7 @@ class CannikinOnline:
         view = canonical(view)
         if view.current is None or not any(points_of(view, each.name, self.shift) for each in view.devices):
             return round_shares(view, [1.0] * len(view.devices))
-        known = fitted(view, self.shift)
+        known = canonical(fitted(view, self.shift))  # what was measured tells devices of one kind apart
         capacities(known)
         split = min_max(known.steps, view.global_batch)
         assert split is not None, "capacities() has judged"

@@ -8,7 +8,6 @@ its timetable is the mirror image of the forward pass's.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,7 +21,6 @@ from ..sim.times import layer_times
 from ..sim.view import View
 from ..sim.workload import Workload, at
 from ._base import canonical
-from .surroundings import surroundings
 from .tasks import NoRoomError, Tasks, Timetable
 
 MOST_PAIRED = 32
@@ -79,17 +77,8 @@ def _no_room(view: View, task: int) -> Infeasible:
 
 
 def by_speed(view: View) -> View:
-    """The view in its canonical order, in which devices in like places are machine by machine.
-
-    So neighbours are as close as they can be, however the caller's devices are named and ordered.
-    """
-    view, cluster = canonical(view), view.cluster
-    around = surroundings(cluster, cluster.kinds)
-    alike = [(cluster.kinds[device.name], around[device.name]) for device in view.devices]
-    runs = list(itertools.accumulate(itertools.pairwise(alike), lambda run, two: run + (two[0] != two[1]), initial=0))
-    machines = [cluster.node_of[device.name] for device in view.devices]
-    places = sorted(range(len(runs)), key=lambda place: (runs[place], machines.index(machines[place])))
-    return replace(view, devices=tuple(view.devices[place] for place in places))
+    """The view in its canonical order: the fastest first, and neighbours as close as they can be."""
+    return canonical(view)
 
 
 def tasks_of(view: View, kind: Kind, sizes: Sequence[int]) -> Tasks:

@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from ..sim.device import Link, Node
 from ..sim.plan import Infeasible, Pipeline, Plan, PlanError, Replica, Stage
 from ..sim.spec import Scenario
 from ..sim.view import View
 from ..sim.workload import Workload
-from ._base import Choice, Range, figures
+from ._base import Choice, Range
+from ._neighbours import neighbours
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """Divide regularly: so many pipelines of so many stages on groups of so many devices, all in equal parts.
 
-    Devices are taken in the cluster's order (where machines or devices differ: the fastest first). Tensor-parallel
+    Devices are taken machine by machine and switch by switch (where they differ: the fastest first). Tensor-parallel
     groups are formed first, of neighbours within a machine as long as it has enough; then come the groups that hold
     the same stage (data parallel), and stages are furthest apart: what communicates most is closest together. Stages
     have as equal FLOPs as contiguous cuts allow, pipelines equal samples, the remainder one each from the first.
@@ -179,49 +179,11 @@ def _evenly(total: int, parts: int) -> list[int]:
 def _groups(view: View, degree: int) -> Iterator[list[str]]:
     """Groups of so many devices: within machines first, then of what machines have left."""
     rest: list[str] = []
-    for names in _machines(view):
+    for names in neighbours(view):
         whole = len(names) // degree * degree
         yield from (names[start : start + degree] for start in range(0, whole, degree))
         rest += names[whole:]
     yield from (rest[start : start + degree] for start in range(0, len(rest) - degree + 1, degree))
-
-
-def _machines(view: View) -> list[list[str]]:
-    """Names of the devices of each machine, in an order that their figures decide, and the cluster's among equals."""
-    ranks = _ranks(view)
-    node_of: dict[int, list[str]] = {}
-    for name in sorted((device.name for device in view.devices), key=ranks.__getitem__):
-        node_of.setdefault(view.cluster.node_of[name], []).append(name)
-    nodes = view.cluster.nodes
-    ordered = sorted(
-        node_of, key=lambda number: ([ranks[name] for name in node_of[number]], _ways(nodes[number]), number)
-    )
-    return [node_of[number] for number in ordered]
-
-
-def _ranks(view: View) -> dict[str, int]:
-    """Per device, its place by speed and figures; equal for devices that have equal ones."""
-    kinds = view.cluster.kinds
-    keys: dict[int, tuple[object, ...]] = {}
-    for device, speed in zip(view.devices, view.speeds, strict=True):
-        if kinds[device.name] not in keys:
-            keys[kinds[device.name]] = (-speed, *figures(device))
-    places = {key: place for place, key in enumerate(sorted(set(keys.values())))}
-    return {device.name: places[keys[kinds[device.name]]] for device in view.devices}
-
-
-def _ways(node: Node) -> tuple[object, ...]:
-    """What distinguishes the links of a machine: those with more bandwidth first."""
-    return (
-        *_figures(node.link),
-        node.network is not None,
-        *(_figures(node.network) if node.network else ()),
-        node.nics,
-    )
-
-
-def _figures(link: Link) -> tuple[float, ...]:
-    return (-link.bandwidth, -link.reverse_bandwidth, link.latency_s, float(link.shared))
 
 
 def _judged(plan: Plan, view: View) -> Plan:

@@ -11,10 +11,11 @@ import numpy as np
 from ..sim.plan import Plan
 from ..sim.steps import Ints
 from ..sim.view import View
-from ._base import Choice, canonical, capacities, ranks
+from ._base import Choice, canonical, capacities
 from .apportion import Ladder, min_max
 from .overlap import Overlapped, Overlaps
 from .participants import sets_of
+from .ranking import ranks
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from ..sim.roofline import Recompute
 from ..sim.times import layer_times
 from ..sim.view import View
 from ..sim.workload import OPTIMIZER_STATES, at
+from ._neighbours import neighbours
 
 RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
 BUCKET_BYTES = 100 * 2**20
@@ -379,18 +381,14 @@ def kinds_of(view: View) -> list[Kind]:
     figures = [machine_figures(node) for node in cluster.nodes]
     held: dict[tuple[int, object], dict[int, list[str]]] = {}
     speeds = dict(zip((device.name for device in view.devices), view.speeds, strict=True))
-    for device in view.devices:
-        machine = cluster.node_of[device.name]
-        held.setdefault((cluster.kinds[device.name], figures[machine]), {}).setdefault(machine, []).append(device.name)
-    found = [
-        (names, tuple(map(tuple, sorted(machines.values(), key=len, reverse=True))), repr(links))
-        for (_, links), machines in held.items()
-        for names in [next(iter(machines.values()))]
-    ]
-    ordered = sorted(
-        found, key=lambda each: (-speeds[each[0][0]], _text(cluster.by_name[each[0][0]]), each[2], len(each[1]))
-    )
-    return [Kind(number, cluster.by_name[names[0]], machines) for number, (names, machines, _) in enumerate(ordered)]
+    for name in itertools.chain.from_iterable(neighbours(view)):
+        machine = cluster.node_of[name]
+        held.setdefault((cluster.kinds[name], figures[machine]), {}).setdefault(machine, []).append(name)
+    found = [tuple(map(tuple, sorted(machines.values(), key=len, reverse=True))) for machines in held.values()]
+    first = [cluster.by_name[machines[0][0]] for machines in found]
+    # Of equal ones the order of their places, which figures decide too.
+    order = sorted(range(len(found)), key=lambda place: (-speeds[first[place].name], _text(first[place])))
+    return [Kind(number, first[place], found[place]) for number, place in enumerate(order)]
 
 
 def _text(device: Device) -> str:

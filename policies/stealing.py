@@ -26,6 +26,8 @@ class Stealing:
     def allocate(self, view: View) -> Plan:
         """The pool, dealt to start with as the estimates say that it will be taken.
 
+        It stays so where a machine's input pipeline feeds its devices: that goes by who gets what, and allows no pull.
+
         Raises:
             Infeasible: no device holds the model and a sample.
         """
@@ -64,4 +66,9 @@ def _dealt(view: View, users: Sequence[DeviceView], sizes: Sequence[int]) -> Pla
         for user, dealt in zip(users, own, strict=True)
         if dealt
     ]
-    return Plan(pipelines=pipelines, dispatch="pull")
+    fed = any(
+        view.cluster.nodes[view.cluster.node_of[user.name]].loader_samples_per_s is not None
+        for user, dealt in zip(users, own, strict=True)
+        if dealt
+    )
+    return Plan(pipelines=pipelines, dispatch="static" if fed else "pull")

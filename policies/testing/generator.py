@@ -63,6 +63,20 @@ def _objective(choices: Choices, metric: str) -> Document:
     return {"metric": metric}
 
 
+def spoil(choices: Choices, scenario: Scenario) -> tuple[Document, str]:
+    """A scenario as a document in which one link carries nothing, some way; and the path of that figure."""
+    document: Document = scenario.model_dump(mode="json")
+    cluster = document["cluster"]
+    links = {f"cluster.nodes.{number}.link": node["link"] for number, node in enumerate(cluster["nodes"])}
+    links |= {f"cluster.nodes.{number}.network": node["network"] for number, node in enumerate(cluster["nodes"])}
+    links |= {f"cluster.switches.{number}.uplink": each["uplink"] for number, each in enumerate(cluster["switches"])}
+    links["cluster.network"] = cluster["network"]
+    where = choices.pick([path for path, link in links.items() if link is not None])
+    key = choices.pick(("bandwidth_gb_per_s", "reverse_bandwidth_gb_per_s"))
+    links[where][key] = choices.pick((0.0, -1.0))
+    return document, f"{where}.{key}"
+
+
 # ---- the work ----
 
 
@@ -128,7 +142,7 @@ def _connect(choices: Choices, layers: list[Document]) -> None:
 
 
 def make_cluster(choices: Choices, workload: Workload, *, priced: bool = False, profiled: bool = True) -> Cluster:
-    """One to six devices of up to three kinds on one to three nodes, with and without measured collectives.
+    """One to six devices of up to three kinds on one to three nodes; some have switches, and measured collectives.
 
     Args:
         choices: where the choices come from.
@@ -139,13 +153,15 @@ def make_cluster(choices: Choices, workload: Workload, *, priced: bool = False, 
     kinds = [make_device(choices, workload, priced=priced, profiled=profiled) for _ in range(choices.whole(1, 3))]
     count = choices.whole(1, MOST_DEVICES)
     named = [{**choices.pick(kinds), "name": f"device{number}"} for number in range(count)]
-    nodes = [
+    nodes: list[Document] = [
         {"name": f"node{number}", "devices": group, **_ways(choices)}
         for number, group in enumerate(_grouped(choices, named))
     ]
     cluster: Document = {"nodes": nodes, "backend": choices.pick(("nccl", "gloo"))}
     if len(nodes) > 1:
         cluster["network"] = _link(choices)
+        if choices.pick((False, False, True)):
+            cluster["switches"] = _switched(choices, nodes)
     if count > 1 and choices.pick((False, False, True)):
         cluster["collectives"] = [_collective(choices, [device["name"] for device in named])]
     return validate(Cluster, cluster, "cluster")
@@ -247,8 +263,32 @@ def _layer_profile(choices: Choices, workload: Workload) -> Document:
 
 
 def _ways(choices: Choices) -> Document:
-    """The link inside a node, and sometimes its own way to the network."""
-    return {"link": _link(choices), **({"network": _link(choices)} if choices.pick((False, False, True)) else {})}
+    """The link inside a node, and sometimes its own way to the network, several adapters, an input pipeline."""
+    ways: Document = {"link": _link(choices)}
+    loaded = choices.pick((None, None, None, None, 1000.0, 10.0))
+    if loaded is not None:
+        ways["loader_samples_per_s"] = loaded
+    if choices.pick((False, False, True)):
+        ways["network"] = _link(choices)
+    nics = choices.pick((1, 1, 2, 3))
+    return ways if nics == 1 else {**ways, "nics": nics}
+
+
+def _switched(choices: Choices, nodes: list[Document]) -> list[Document]:
+    """One to three switches, the second and third perhaps below the first; nodes are put on them, in place."""
+    like = _link(choices) if choices.pick((True, False)) else None
+    switches: list[Document] = [
+        {"name": f"switch{number}", "uplink": like or _link(choices)} for number in range(choices.whole(1, 3))
+    ]
+    for switch in switches[1:]:
+        if choices.pick((False, False, True)):
+            switch["parent"] = "switch0"
+    names = [switch["name"] for switch in switches]
+    for node in nodes:
+        switch_name = choices.pick((*names, None))
+        if switch_name is not None:
+            node["switch"] = switch_name
+    return switches
 
 
 def _link(choices: Choices) -> Document:

@@ -156,10 +156,11 @@ def _check_past(policy: Policy, scenario: Scenario, plan: Plan, past: Past, orde
 
 
 def _step_s(scenario: Scenario, plan: Plan) -> float:
-    """The simulated step without noise, in seconds."""
+    """The simulated step without noise and disturbances, in seconds."""
     from ...sim.engine import objective_value
 
-    still = quiet(scenario).model_copy(update={"objective": type(scenario.objective)()})
+    calm = {"objective": type(scenario.objective)(), "disturbances": [], "rebalance": None}
+    still = quiet(scenario).model_copy(update=calm)
     return scenario.workload.global_batch / objective_value(still, Fixed(plan), seed=0, launches=1)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from ...sim.noise import stream
 from ...sim.plan import Plan
 from ...sim.spec import Scenario, scenario_from
@@ -26,20 +28,43 @@ def renaming(scenario: Scenario, order: int) -> dict[str, str]:
 
 
 def reordered(scenario: Scenario, order: int) -> Scenario:
-    """The same world under other names, with its nodes and devices in another order."""
+    """The same world, its nodes, switches and devices under other names and in another order.
+
+    Devices that share a network adapter still do: adapters are moved as a whole.
+    """
     draws, renamed = stream(order, "places"), renaming(scenario, order)
     document = scenario.model_dump(mode="json")
     cluster = document["cluster"]
-    for node in cluster["nodes"]:
-        node["devices"] = [node["devices"][place] for place in draws.permutation(len(node["devices"])).tolist()]
+    cluster["nodes"] = _shuffled(draws, cluster["nodes"])
+    cluster["switches"] = _shuffled(draws, cluster["switches"])
+    switches = {each["name"]: f"way{place}" for place, each in enumerate(cluster["switches"])}
+    for place, node in enumerate(cluster["nodes"]):
+        node["name"], node["switch"] = f"place{place}", switches.get(node["switch"])
+        node["devices"] = _replugged(draws, node["devices"], node["nics"])
         for device in node["devices"]:
             device["name"] = renamed[device["name"]]
-    cluster["nodes"] = [cluster["nodes"][place] for place in draws.permutation(len(cluster["nodes"])).tolist()]
+    for switch in cluster["switches"]:
+        switch["name"], switch["parent"] = switches[switch["name"]], switches.get(switch["parent"])
     for table in cluster["collectives"]:
         table["devices"] = sorted(renamed[name] for name in table["devices"])
     for disturbance in document["disturbances"]:
         disturbance["device"] = renamed[disturbance["device"]]
     return scenario_from(document)
+
+
+def _shuffled(draws: np.random.Generator, items: list[Any]) -> list[Any]:
+    return [items[place] for place in draws.permutation(len(items)).tolist()]
+
+
+def _replugged(draws: np.random.Generator, devices: list[Document], nics: int) -> list[Document]:
+    """The devices of a node in another order: those of an adapter together, adapters of equally many exchanged."""
+    adapters: dict[int, list[Document]] = {}
+    for place, device in enumerate(devices):
+        adapters.setdefault(place * nics // len(devices), []).append(device)
+    groups = [_shuffled(draws, each) for each in adapters.values()]
+    sizes = sorted({len(each) for each in groups})
+    by_size = {size: iter(_shuffled(draws, [each for each in groups if len(each) == size])) for size in sizes}
+    return [device for group in groups for device in next(by_size[len(group)])]
 
 
 def renamed_plan(plan: Plan, names: Mapping[str, str]) -> Plan:
@@ -65,8 +90,11 @@ def slower(scenario: Scenario, factor: int = 4) -> Scenario:
             link["reverse_bandwidth_gb_per_s"] /= factor
     for point in (point for table in cluster["collectives"] for point in table["points"]):
         point["seconds"] *= factor
-    for device in (device for node in cluster["nodes"] for device in node["devices"]):
-        _slow_down(device, factor)
+    for node in cluster["nodes"]:
+        if node["loader_samples_per_s"] is not None:
+            node["loader_samples_per_s"] /= factor
+        for device in node["devices"]:
+            _slow_down(device, factor)
     objective = document["objective"]
     for key, scale in (("least_throughput_samples_per_s", 1 / factor), ("most_cost_usd_per_million_samples", factor)):
         if objective[key] is not None:

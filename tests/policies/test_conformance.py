@@ -26,7 +26,10 @@ from steelyard.policies.testing import (
     slower,
     workloads,
 )
+from steelyard.policies.testing.exhaust import Seeded
+from steelyard.policies.testing.generator import make_scenario
 from steelyard.policies.testing.pasts import FACTORS, Past
+from steelyard.sim.noise import stream
 from steelyard.sim.plan import Infeasible, Plan
 from steelyard.sim.spec import parse_toml, scenario_from
 from steelyard.sim.view import View
@@ -72,12 +75,16 @@ def test_scenarios_are_of_many_kinds() -> None:
             "profiled": any(device.profile for device in devices),
             "datasheet": any(device.profile is None for device in devices),
             "a table": bool(scenario.cluster.collectives),
+            "an input pipeline": any(node.loader_samples_per_s for node in scenario.cluster.nodes),
+            "switches": any(node.switch for node in scenario.cluster.nodes),
+            "a switch below another": any(switch.parent for switch in scenario.cluster.switches),
+            "several adapters": any(1 < node.nics <= len(node.devices) for node in scenario.cluster.nodes),
             "equal devices": len(devices) > len({device.model_dump_json(exclude={"name"}) for device in devices}),
         }
         seen.update(fact for fact, holds in facts.items() if holds)
 
     look()
-    assert len(seen) == 13, seen
+    assert len(seen) == 17, seen
 
 
 @settings(max_examples=50)
@@ -219,6 +226,33 @@ class Nodes:
         )
 
 
+def _on_the_last(view: View, places: list[str | None]) -> Plan:
+    """Equal shares for the devices whose place has the last name; for all where these have no room."""
+    chosen = [1.0 if place == max(each or "" for each in places) else 0.0 for place in places]
+    return round_shares(view, chosen if sum(chosen) else [1.0] * len(places))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hosts:
+    """Prefers the machine with the last name."""
+
+    name: ClassVar[str] = "hosts"
+
+    def allocate(self, view: View) -> Plan:
+        return _on_the_last(view, [view.cluster.nodes[view.cluster.node_of[each.name]].name for each in view.devices])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Racks:
+    """Prefers the switch with the last name."""
+
+    name: ClassVar[str] = "racks"
+
+    def allocate(self, view: View) -> Plan:
+        nodes = view.cluster.nodes
+        return _on_the_last(view, [nodes[view.cluster.node_of[each.name]].switch for each in view.devices])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Crashes:
     """Divides by zero at one end of its range."""
@@ -310,6 +344,7 @@ def test_the_parts_can_be_drawn_alone(workload: Any, device: Any, cluster: Any) 
         (Remembers, "another plan when asked again"),
         (Names, "renaming and reordering"),
         (Order, "renaming and reordering"),
+        (Hosts, "renaming and reordering"),
         pytest.param(GivesUp, "a plan exists", marks=pytest.mark.slow),
         (Crashes, "ZeroDivisionError"),
         (Scribbles, "changed the workload"),
@@ -329,6 +364,18 @@ def test_a_broken_policy_is_caught_with_a_scenario_that_shows_it(kind: type, rul
     if kind is not Remembers:  # which needs no special scenario, but the right number of calls before
         assert problem is not None
         assert re.search(rule, problem)
+
+
+def test_a_policy_that_prefers_a_switch_by_its_name_is_caught() -> None:
+    """Seeded scenarios: few have machines on several switches, and half of the names keep the order."""
+    for number in range(400):
+        scenario = make_scenario(Seeded(stream(0, "scenario", number)))
+        switches = {node.switch for node in scenario.cluster.nodes}
+        found = _problem_of(Racks(), scenario) if len(switches) > 1 else None
+        if found is not None:
+            assert "renaming and reordering" in found
+            return
+    raise AssertionError("nothing was found")
 
 
 @functools.cache

@@ -29,7 +29,7 @@ MOST_SPLITS = 400
 
 
 def quiet(scenario: Scenario) -> Scenario:
-    """Without noise and events."""
+    """Without noise, events and input pipelines, which the policy does not reckon with."""
     still = {"faults": None, "disturbances": [], "rebalance": None, "variation": Variation()}
     return scenario.model_copy(update={**still, "cluster": _exact(scenario)})
 
@@ -40,10 +40,11 @@ def _exact(scenario: Scenario) -> object:
     nodes = [
         node.model_copy(
             update={
+                "loader_samples_per_s": None,
                 "devices": [
                     device.model_copy(update={"profile": device.profile and device.profile.model_copy(update=zero)})
                     for device in node.devices
-                ]
+                ],
             }
         )
         for node in cluster.nodes
