@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ...results.errors import InputError
 from ...sim.noise import stream
-from ...sim.spec import Scenario
+from ...sim.spec import Scenario, scenario_from
 from ...sim.view import Policy
 from .. import policy_class
 from .._base import Choice, Parameter, Range, parameters
-from .generator import make_scenario
+from .generator import make_scenario, spoil
 from .pasts import make_past, remember
 from .rules import BrokenError, judged
 from .worlds import scenario_toml
@@ -24,6 +25,10 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 CHUNK = 250
 """Scenarios per task: what a worker has cached goes with it."""
+SPOILED = 20
+"""Of so many scenarios, one on average is tried with a link that carries nothing too."""
+SPOILT = "(a spoiled scenario)"
+"""Stands for a policy where a spoiled scenario was not refused as it should be."""
 SHOWN = 3
 """Counter-examples that are kept of each policy."""
 
@@ -33,6 +38,8 @@ class Tally:
     """What came of it, per policy; ``invalid`` holds a count of answers that break a rule."""
 
     scenarios: int = 0
+    spoiled: int = 0
+    """Scenarios that were tried with a link of no bandwidth too, and refused in one clear line."""
     plans: Counter[str] = field(default_factory=Counter)
     infeasible: Counter[str] = field(default_factory=Counter)
     invalid: Counter[str] = field(default_factory=Counter)
@@ -42,6 +49,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         """Take another tally in."""
         self.scenarios += other.scenarios
+        self.spoiled += other.spoiled
         for name in ("plans", "infeasible", "invalid"):
             getattr(self, name).update(getattr(other, name))
         for each in other.broken:
@@ -56,7 +64,7 @@ class Tally:
         """As JSON holds it."""
         counts = {name: dict(sorted(getattr(self, name).items())) for name in ("plans", "infeasible", "invalid")}
         answers = {f"{name}_total": sum(each.values()) for name, each in counts.items()}
-        return {"scenarios": self.scenarios, **answers, **counts, "broken": self.broken}
+        return {"scenarios": self.scenarios, "spoiled": self.spoiled, **answers, **counts, "broken": self.broken}
 
 
 class Seeded:
@@ -130,10 +138,31 @@ def _part(task: Task) -> Tally:
     for number in range(first, last):
         scenario = make_scenario(Seeded(stream(seed, "scenario", number)))
         tally.scenarios += 1
+        chance = Seeded(stream(seed, "spoiled", number))
+        if chance.whole(1, SPOILED) == 1:
+            _refuse(tally, scenario, chance)
         for turn in range(each):
             name = names[(number * each + turn) % len(names)]
             _ask(tally, name, scenario, Seeded(stream(seed, "policy", number, turn)))
     return tally
+
+
+def _refuse(tally: Tally, scenario: Scenario, choices: Seeded) -> None:
+    """A scenario with a link of no bandwidth: an input error in one line that names the figure."""
+    document, path = spoil(choices, scenario)
+    try:
+        scenario_from(document)
+        problem = "was accepted"
+    except InputError as error:
+        if error.path == path and "\n" not in str(error):
+            tally.spoiled += 1
+            return
+        problem = f"is told as {error}"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is no clear line
+        problem = f"raised {type(error).__name__}: {error}"
+    tally.invalid[SPOILT] += 1
+    shown = {"name": SPOILT, "policy": SPOILT, "problem": f"{path} without bandwidth {problem}"}
+    tally.show({**shown, "scenario_toml": scenario_toml(scenario)})
 
 
 def _ask(tally: Tally, name: str, scenario: Scenario, choices: Seeded) -> None:

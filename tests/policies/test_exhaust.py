@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import pytest
 from steelyard.policies import REGISTRY, Choice, Range, policy_class
 from steelyard.policies._base import parameters
+from steelyard.policies.testing import exhaust as exhaustive
 from steelyard.policies.testing.exhaust import Seeded, exhaust, make_policy_at_random
 from steelyard.policies.testing.generator import make_scenario
 from steelyard.policies.testing.worlds import scenario_toml
@@ -26,6 +28,7 @@ def test_two_thousand_scenarios_across_the_library() -> None:
     assert tally.scenarios == SCENARIOS
     assert not tally.broken, tally.broken[0]
     assert not tally.invalid
+    assert tally.spoiled > SCENARIOS / 40  # links of no bandwidth, all refused in one line
     asked = tally.plans + tally.infeasible
     assert sum(asked.values()) == SCENARIOS
     assert set(asked) == set(REGISTRY)
@@ -57,6 +60,14 @@ def test_an_invalid_plan_is_counted_and_shown() -> None:
     scenario = scenario_from(parse_toml(shown["scenario_toml"], "counter-example"))
     with pytest.raises(ValueError, match=r"memory|need|hold"):
         Heedless().allocate(View.of(scenario)).check(scenario)
+
+
+def test_a_spoiled_scenario_that_is_not_refused_is_counted_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exhaustive, "scenario_from", lambda document: document)
+    tally = exhaust(["uniform"], scenarios=100, seed=1)
+    assert tally.spoiled == 0
+    assert set(tally.invalid) == {"(a spoiled scenario)"}
+    assert re.fullmatch(r"cluster\..*bandwidth_gb_per_s without bandwidth was accepted", tally.broken[0]["problem"])
 
 
 @pytest.mark.slow
@@ -145,6 +156,10 @@ def _facts(scenario: Any) -> dict[str, bool]:
         "prices and power": all(device.price_usd_per_hour and device.max_w for device in devices),
         "a straggler": any(device.slowdown > 1 for device in devices),
         "a shared link": any(node.link.shared for node in cluster.nodes),
+        "an input pipeline": any(node.loader_samples_per_s for node in cluster.nodes),
+        "switches": any(node.switch for node in cluster.nodes),
+        "a switch below another": any(switch.parent for switch in cluster.switches),
+        "several adapters": any(1 < node.nics <= len(node.devices) for node in cluster.nodes),
         "cost": scenario.objective.metric == "cost",
         "a floor": scenario.objective.least_throughput_samples_per_s is not None,
         "a budget": scenario.objective.most_cost_usd_per_million_samples is not None,
