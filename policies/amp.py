@@ -16,8 +16,9 @@ from .shapes import Foundry
 
 @dataclass(frozen=True, kw_only=True)
 class Amp:
-    """Try all degrees, micro-batches and two placements of equal pipelines, cut so that the slowest stage is quickest.
+    """Search AMP's space of strategies, equal pipelines cut for uneven layers and devices, by our estimate of a step.
 
+    Degrees, micro-batches and two placements are all tried, each cut so that the slowest stage is quickest.
     Every pipeline has the same stages and the same share of the batch, as AMP's strategies do; unlike theirs, the
     strategies are compared by our own estimate of a step, and the least maximum of the stages' times is bisected.
     """

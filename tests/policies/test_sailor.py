@@ -77,6 +77,23 @@ def test_unlike_kinds_together_are_faster_than_each_alone() -> None:
         assert together > 1.15 * throughput(scenario, planned(scenario))
 
 
+def test_a_mixed_stage_beats_all_pipelines_whose_stages_are_of_one_kind() -> None:
+    """Half of the model fits on a device: two stages of two replicas, of which one replica can only be the odd device.
+
+    Data-parallel policies have no plan, no single pipeline is faster than ``cut-exact``'s, and three devices of a kind
+    make one pipeline as well.
+    """
+    both = [("new", 3, 20.0, 0.15), ("old", 1, 19.0, 0.15)]
+    scenario, alone = study(both, layers=6), study(both[:1], layers=6)
+    mine = throughput(scenario, planned(scenario))
+    for name in ("uniform", "flops", "throughput", "makespan"):
+        with pytest.raises(Infeasible):
+            make_policy(name).allocate(View.of(scenario))
+    for name in ("cut-exact", "cut-uniform", "cut-flops"):
+        assert mine > 1.2 * throughput(scenario, make_policy(name).allocate(View.of(scenario))), name
+    assert mine > 1.2 * throughput(alone, planned(alone))
+
+
 def test_a_stage_may_mix_kinds() -> None:
     """Three fast devices and one a little slower: two stages of two replicas, and the odd pair shares a stage."""
     scenario = study([("new", 3, 20.0, 0.2), ("old", 1, 19.0, 0.2)])
