@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steelyard.policies.attention import Attention, attention, device_keys
-from steelyard.policies.proportional import Flops, Throughput, Uniform
+from steelyard.policies.proportional import Flops, Proportional, Uniform
 from steelyard.policies.testing import scenarios, slower
-from steelyard.sim.plan import Infeasible
-from steelyard.sim.spec import Scenario
+from steelyard.sim.spec import Scenario, scenario_from
 from steelyard.sim.view import View
 
 figures = st.lists(st.floats(1e-3, 1e15), min_size=1, max_size=8)
@@ -54,21 +55,49 @@ def test_rows_are_shares_and_the_mask_closes(numbers: list[float], closed: list[
     assert (rows[:, np.array(closed)] == 0).all()
 
 
-@settings(max_examples=40)
-@given(scenarios(), st.floats(0, 2))
-def test_the_speed_key_alone_is_the_throughput_policy(scenario: Scenario, gamma: float) -> None:
-    """Up to the rounding of a tie: at most a sample moves."""
-    view = View.of(scenario)
-    try:
-        ours = Attention(speed=gamma).allocate(view).split()
-    except Infeasible:
-        with pytest.raises(Infeasible):
-            Throughput(gamma=gamma).allocate(view)
+KEYS = {"speed": "speed", "peak": "peak", "bandwidth": "bandwidth"}
+"""Key of attention, and figure of ``proportional``; its memory is the free one there, and all of it here."""
+
+
+@pytest.mark.parametrize("key", KEYS)
+@settings(max_examples=60)
+@given(scenario=scenarios(), gamma=st.floats(0, 2), temperature=st.sampled_from([0.5, 1.0, 2.0]))
+def test_one_key_alone_is_proportional_to_a_power(
+    key: str, scenario: Scenario, gamma: float, temperature: float
+) -> None:
+    """Weight w at temperature t is exactly figure^(w / t), where no two remainders tie: rounding then decides nothing.
+
+    Every device has room for the whole batch: closed devices get no share here, and a share that is cut off there.
+    """
+    view = _roomy(scenario)
+    weights = {"speed": 0.0, key: gamma * temperature}
+    if abs(weights[key]) > 2 or _ties(view, KEYS[key], gamma):
         return
-    if any(device.capacity < view.global_batch for device in view.devices):
-        return  # closed devices get no share here, and a share that is cut off there
-    theirs = Throughput(gamma=gamma).allocate(view).split()
-    assert all(abs(ours.get(name, 0) - theirs.get(name, 0)) <= 1 for name in {*ours, *theirs})
+    ours = Attention(**weights, temperature=temperature).allocate(view)
+    assert ours == Proportional(figure=KEYS[key], gamma=gamma).allocate(view)  # type: ignore[arg-type]
+
+
+def _roomy(scenario: Scenario) -> View:
+    """What a policy sees of the scenario with memory to spare."""
+    document = scenario.model_dump(mode="json")
+    for device in (device for node in document["cluster"]["nodes"] for device in node["devices"]):
+        device["memory_gib"] = 1000.0
+    return View.of(scenario_from(document))
+
+
+def _ties(view: View, figure: str, gamma: float) -> bool:
+    """Whether the last sample of the largest remainders might go to either of two devices that differ."""
+    names = {"peak": "peak_flops", "bandwidth": "memory_bandwidth"}
+    found = view.speeds if figure == "speed" else [getattr(device, names[figure]) for device in view.devices]
+    powers = [(each / max(found)) ** gamma for each in found]
+    ideal = [view.global_batch * each / math.fsum(powers) for each in powers]
+    floors = [math.floor(each + 1e-9) for each in ideal]
+    parts = sorted(((one - whole, of) for one, whole, of in zip(ideal, floors, found, strict=True)), reverse=True)
+    last = view.global_batch - sum(floors)
+    if not 0 < last < len(parts):
+        return False
+    (more, one), (less, other) = parts[last - 1 : last + 1]
+    return one != other and more - less < 1e-9
 
 
 def test_the_peak_key_alone_is_the_flops_policy(quiet_scenario: Scenario) -> None:
