@@ -40,6 +40,8 @@ from steelyard.sim.view import Fixed
 pytestmark = pytest.mark.slow
 
 STEPS, EVERY, TIMEOUT_S = 120, 20, 5.0
+AT_ONCE_S = 2.0
+"""Within which the workers of a killed driver have ended, on a quiet host."""
 ROOM = 1_750_000
 """Bytes for the samples, the training's folder, and one checkpoint of the tiny model, not two."""
 SAMPLES = {"full": 15, "sse": 15}
@@ -357,9 +359,11 @@ def test_a_driver_that_ends_takes_everything_along_and_the_next_one_goes_on(
     with command(runs, marker, "--resume", str(folder)) as process:
         found = training_under_way(process, runs, 1)
         found[1].suspend()
+        busy, killed = Busy(), time.monotonic()
         process.kill()
         process.communicate()
     assert not psutil.wait_procs(found, timeout=30)[1]
+    assert time.monotonic() - killed < AT_ONCE_S or busy.reasons()
     assert list(marker.glob("steelyard-*"))
     with command(runs, marker, "--resume", str(folder)) as process:
         output, _ = process.communicate()
