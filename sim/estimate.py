@@ -67,6 +67,7 @@ class Estimator:
         self.machine = [first.setdefault(each, number) for number, each in enumerate(figures)]
         self.crowds = Crowds(self.network, self.workload)
         self._jobs: dict[object, tuple[float, float]] = {}
+        self._own: dict[object, float] = {}
         self._last: tuple[Plan, list[Line]] | None = None
         self.reductions = Reductions(view, self._rest_s)
 
@@ -86,8 +87,9 @@ class Estimator:
             both = max(synced.values()) - max(max(line.ends) for line in lines)
             own = (max(lines[n].ends) + seconds for (n, _), seconds in updated.items())
             clock = min(clock, both + max(own))
-        total = clock + self.reductions.gathered_s(plan, lines)
-        return self._priced(lines, updates, max(total, self._loading_s(plan)))
+        gathered_s = self.reductions.gathered_s(plan, lines)
+        sent = {part: each + gathered_s for part, each in self.reductions.exposed_s(lines, synced).items()}
+        return self._priced(plan, lines, updates, sent, max(clock + gathered_s, self._loading_s(plan)))
 
     # Pipelines
 
@@ -305,15 +307,62 @@ class Estimator:
                 slowest = max(slowest, sum(fed) / node.loader_samples_per_s)
         return slowest
 
-    def _priced(self, lines: Sequence[Line], updates: Mapping[Part, float], total: float) -> Estimate:
+    def _worked_s(self, plan: Plan, line: Line, number: int) -> dict[str, float]:
+        """Seconds of a step that each device of a stage works: less than its stage, where it waits for slower peers.
+
+        What a tensor-parallel group sends counts as far as a device takes power for it.
+        """
+        pipeline, stage = line.first, line.first.stages[number]
+        names = [name for replica in stage.replicas for name in replica.devices]
+        alone = all(len(replica.devices) == 1 for replica in stage.replicas)
+        if alone and plan.zero < 3 and len({self.kinds[name] for name in names}) == 1:
+            return dict.fromkeys(names, line.busy_s[number])
+        worked = dict.fromkeys(names, 0.0)
+        for size, count in Counter(pipeline.micro_batches).items():
+            dealt = deal_samples(size, [replica.share for replica in stage.replicas])
+            for replica, samples in zip(stage.replicas, dealt, strict=True):
+                if samples:
+                    together = sum(self._replica_s(stage, replica.devices, samples))
+                    own = {name: self._own_s(stage, name, samples, len(replica.devices)) for name in replica.devices}
+                    sent = max(together - max(own.values()), 0.0)
+                    for name, seconds in own.items():
+                        worked[name] += count * (seconds + self.devices[name].communication_power_share * sent)
+        return worked
+
+    def _own_s(self, stage: Stage, name: str, samples: int, degree: int) -> float:
+        """Forward and backward seconds of a device in a group of so many, its group's collectives left out."""
+        key = stage.first, stage.last, stage.recompute, stage.sequence_parallel, samples, degree, self.kinds[name]
+        if key not in self._own:
+            times = cost.stage_time(
+                self.devices[name],
+                self.workload,
+                stage.first,
+                stage.last,
+                samples,
+                tensor_degree=degree,
+                sequence_parallel=stage.sequence_parallel,
+                recompute=stage.recompute,
+            )
+            self._own[key] = times.forward_s + times.backward_s
+        return self._own[key]
+
+    def _priced(
+        self,
+        plan: Plan,
+        lines: Sequence[Line],
+        updates: Mapping[Part, float],
+        sent: Mapping[Part, float],
+        total: float,
+    ) -> Estimate:
         """Money and joules of a step that takes so long; what is left out need not be rented."""
         usd: float | None = 0.0
         joules: float | None = 0.0
         for n, line in enumerate(lines):
             busy: dict[str, float] = {}
-            for s, stage in enumerate(line.first.stages):
-                for name in (name for replica in stage.replicas for name in replica.devices):
-                    busy[name] = busy.get(name, 0.0) + line.busy_s[s] + updates[n, s]
+            for s, place in enumerate(positions(line.first)):
+                for name, seconds in self._worked_s(plan, line, s).items():
+                    first = sent[n, place] * self.devices[name].communication_power_share
+                    busy[name] = busy.get(name, first) + seconds + updates[n, s]
             for name, seconds in busy.items():
                 device, count = self.devices[name], len(line.pipelines)
                 price = device.price_usd_per_hour

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
@@ -111,6 +111,25 @@ class Reductions:
                 held = n, positions(lines[n].first)[s]
                 done[held] = max(done[held], end)
         return self._tied(lines, done)
+
+    @staticmethod
+    def exposed_s(lines: Sequence[Line], synced: Mapping[Part, float]) -> dict[Part, float]:
+        """How long each worker (class and position) only sends gradients: once the last who holds its layers is done.
+
+        Before that it waits.
+        """
+        held = [
+            (n, place, stage.first, stage.last, end)
+            for n, line in enumerate(lines)
+            for place, stage, end in zip(positions(line.first), line.first.stages, line.ends, strict=True)
+        ]
+        latest = np.zeros(max(last for _, _, _, last, _ in held))
+        for _, _, first, last, end in held:
+            latest[first:last] = np.maximum(latest[first:last], end)
+        begun: dict[Part, float] = {}
+        for n, place, first, last, _ in held:
+            begun[n, place] = max(begun.get((n, place), 0.0), float(latest[first:last].max()))
+        return {part: max(done - begun[part], 0.0) for part, done in synced.items()}
 
     def gathered_s(self, plan: Plan, lines: Sequence[Line]) -> float:
         """After the optimizer: the all-gather of sharded weights (ZeRO 1 and 2)."""
