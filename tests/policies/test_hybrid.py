@@ -228,7 +228,7 @@ def test_nothing_that_is_tried_is_much_better_by_any_objective(name: str, aim: s
     "name", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in WORLDS]
 )
 def test_the_estimate_of_money_and_energy_is_the_engines(name: str) -> None:
-    """Within 0.5 % and 1.5 %, groups of unlike devices among them: that devices send their gradients takes energy too."""
+    """Within 0.5 % and 1.5 %, groups of unlike devices too: that devices send their gradients takes energy as well."""
     scenario = priced(name)
     estimator, batch = Estimator(View.of(scenario)), scenario.workload.global_batch
     for plan, told in known(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -40,5 +39,5 @@ def test_simulate_tells_how_long_each_policy_thought(
     words = [word for setting in QUICK for word in ("--set", setting)]
     assert run(["simulate", "mixed-gpus", "-p", "uniform,makespan", *words, "--json"]) == 0
     said = capsys.readouterr()
-    assert [row["decision_s"] > 0 for row in json.loads(said.out)["runs"]] == [True, True]
     assert "decision ms" in said.err
+    assert "decision" not in said.out  # equal questions have equal bytes for an answer

@@ -301,7 +301,9 @@ def test_a_real_trace(scenario: Scenario, tmp_path: Path) -> None:
     profiled(path, 5)
     launch = read_trace(path, EXPECTED)[0]
     marks = [e for e in json.loads(path.read_text())["traceEvents"] if e["name"].startswith("ProfilerStep#")]
-    assert sorted(step.seconds for step in launch.steps) == pytest.approx(sorted(1e-6 * mark["dur"] for mark in marks))
+    assert sorted(step.seconds for step in launch.steps) == pytest.approx(
+        sorted(1e-6 * mark["dur"] for mark in marks), abs=1e-8
+    )
     assert len(launch.steps) == 5
     for step in launch.steps:
         assert step.spans
