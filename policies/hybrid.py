@@ -37,7 +37,6 @@ class Hybrid:
 
     name: ClassVar[str] = "hybrid"
     source: ClassVar[str] = "the hybrid planner; min-max cuts by bisection, fleets by enumeration with dominance"
-    rigid: ClassVar[bool] = True
 
     keep: Annotated[int, Range(1, 32, log=True)] = 8
     """Pipelines of each kind that are combined."""

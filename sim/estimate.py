@@ -142,11 +142,11 @@ class Estimator:
         """When the last backward pass of each stage ends."""
         workers = max(positions(pipeline)) + 1
         kept, left = _shortened(pipeline.micro_batches, KEPT * workers)
-        ends = self._ends(plan, pipeline, kept, lanes)
+        first = ends = self._ends(plan, pipeline, kept, lanes)
         for size, more in left:
             if more:  # the pace of this run: what its last micro-batches add
                 fewer = _without(kept, size, workers)
-                pace = (max(ends) - max(self._ends(plan, pipeline, fewer, lanes))) / workers
+                pace = (max(first) - max(self._ends(plan, pipeline, fewer, lanes))) / workers
                 ends = [end + pace * more for end in ends]
         return ends
 

@@ -37,6 +37,16 @@ def test_two_thousand_scenarios_across_the_library() -> None:
     assert set(tally.plans) == set(REGISTRY)
 
 
+CHEAP = ("uniform", "flops", "throughput", "proportional", "linear-cost", "attention", "lb-bsp", "stealing")
+"""Policies that answer in about a millisecond: each can have every scenario."""
+
+
+def test_cheap_policies_have_many_scenarios_each() -> None:
+    tally = exhaust(CHEAP, scenarios=500, each=len(CHEAP), seed=5)
+    assert not tally.broken, tally.broken[0]
+    assert tally.plans + tally.infeasible == dict.fromkeys(CHEAP, 500)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Heedless:
     """Gives all to the first device, whether it has room or not."""

@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steelyard.policies import make_policy
+from steelyard.policies import REGISTRY, make_policy, policy_class
 from steelyard.policies._moves import rebucketed, resized, shifted
 from steelyard.policies.fleet import Fleet
 from steelyard.policies.grid import Grid
 from steelyard.policies.hybrid import Hybrid
 from steelyard.policies.shapes import Shape
 from steelyard.policies.testing import reordered, scenarios
+from steelyard.policies.testing.exhaust import Seeded
+from steelyard.policies.testing.generator import make_scenario
 from steelyard.results.errors import InputError
 from steelyard.sim.engine import run_launches
 from steelyard.sim.estimate import Estimator
 from steelyard.sim.measures import measure
+from steelyard.sim.noise import stream
 from steelyard.sim.plan import Infeasible, Pipeline, Plan, PlanError, Replica, Stage, micro_batches
 from steelyard.sim.spec import Objective, Sampling, Scenario, Variation, load_scenario, scenario_from
 from steelyard.sim.view import Fixed, View
@@ -337,6 +340,29 @@ def test_shipped_scenarios_get_no_slower_plan_than_others_give(name: str) -> Non
         except Infeasible:
             continue
         assert mine >= throughput(scenario, plan) / (1 + REGRET)
+
+
+@pytest.mark.slow
+def test_where_any_other_policy_has_a_plan_it_has_one() -> None:
+    """Seeded small scenarios without floors and budgets: of placements, cuts, grids and splits none finds more."""
+    rest = [name for name in REGISTRY if name != "hybrid" and not getattr(policy_class(name), "adaptive", False)]
+    refused = 0
+    for number in range(600):
+        scenario = make_scenario(Seeded(stream(9, "scenario", number)))
+        view = View.of(scenario.model_copy(update={"objective": Objective(metric=scenario.objective.metric)}))
+        if _has_plan("hybrid", view):
+            continue
+        refused += 1
+        assert not [name for name in rest if _has_plan(name, view)], number
+    assert refused > 30
+
+
+def _has_plan(name: str, view: View) -> bool:
+    try:
+        make_policy(name).allocate(view)
+    except Infeasible:
+        return False
+    return True
 
 
 @settings(max_examples=25)

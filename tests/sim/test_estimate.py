@@ -12,7 +12,7 @@ from steelyard.policies.grid import Grid
 from steelyard.sim.engine import run_launches
 from steelyard.sim.estimate import Estimator, step_s
 from steelyard.sim.line import Piecework, ends_of
-from steelyard.sim.plan import Infeasible, Plan
+from steelyard.sim.plan import Infeasible, Pipeline, Plan, Replica, Stage
 from steelyard.sim.schedule import order
 from steelyard.sim.spec import Scenario, scenario_from
 from steelyard.sim.view import View
@@ -79,6 +79,21 @@ def test_one_pipeline_is_the_engines(pipeline: int, schedule: str) -> None:
         plan = plan_of(scenario, data=1, pipeline=pipeline, schedule=schedule)
         estimate = Estimator(View.of(scenario)).of(plan)
         assert estimate.step_s == pytest.approx(engine_s(scenario, plan), rel=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
+def test_two_long_runs_of_micro_batches_take_what_the_engine_says(devices: int, schedule: str) -> None:
+    """Neither run is computed as a whole; the pace of one must not hold what the other adds."""
+    sizes = [3] * 24 + [2] * 30
+    scenario = study(batch=sum(sizes))
+    bounds = [0, 8] if devices == 1 else [0, 4, 8]
+    stages = [
+        Stage(first=first, last=last, replicas=[Replica(devices=[f"a-gpu-{place}"])])
+        for place, (first, last) in enumerate(itertools.pairwise(bounds))
+    ]
+    plan = Plan(pipelines=[Pipeline(stages=stages, micro_batches=sizes)], schedule=schedule)
+    assert step_s(View.of(scenario), plan) == pytest.approx(engine_s(scenario, plan), rel=2e-3)
 
 
 def test_no_plan_is_far_off() -> None:
