@@ -40,7 +40,7 @@ def placed(view: View, scheduler: Scheduler) -> Plan:
     Raises:
         Infeasible: a layer fits nowhere.
     """
-    view, refusals = by_speed(view), list[Infeasible]()
+    view, refusals = canonical(view), list[Infeasible]()
     sizes = micro_batches(view.global_batch, view.workload.max_micro_batch)
     for kind in KINDS if len(sizes) > 1 else KINDS[:1]:
         try:
@@ -74,11 +74,6 @@ def _no_room(view: View, task: int) -> Infeasible:
     name = view.workload.layers[task].name
     problem = f"its layer {name!r} fits on no device beside the layers that were placed before it"
     return Infeasible("workload", problem, "use a smaller batch, max_micro_batch, more memory, or another policy")
-
-
-def by_speed(view: View) -> View:
-    """The view in its canonical order: the fastest first, and neighbours as close as they can be."""
-    return canonical(view)
 
 
 def tasks_of(view: View, kind: Kind, sizes: Sequence[int]) -> Tasks:

@@ -100,16 +100,7 @@ def _work_s(view: View, name: str, stage: Stage, sizes: Mapping[int, int], how: 
     total = cost.update_s(device, view.workload, stage.first, stage.last, tensor_degree=degree, share=share)
     for samples, count in sizes.items():
         if samples:
-            times = cost.stage_time(
-                device,
-                view.workload,
-                stage.first,
-                stage.last,
-                samples,
-                tensor_degree=degree,
-                sequence_parallel=stage.sequence_parallel,
-                recompute=stage.recompute,
-            )
+            times = cost.time_of(device, view.workload, stage, samples, degree)
             total += count * (times.forward_s + times.backward_s)
     return total
 

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 from ..sim import cost
 from ..sim.plan import Infeasible, Pipeline, Plan, Replica, Stage, micro_batches
 from ..sim.view import DeviceView, View
-from ._base import Choice
-from .graphs import by_speed, placed
+from ._base import Choice, canonical
+from .graphs import placed
 from .list_schedules import earliest_finish, earliest_start, topological_fill
 
 
@@ -28,7 +28,7 @@ class PlaceSingle:
         Raises:
             Infeasible: the model fits on no device.
         """
-        view = by_speed(view)
+        view = canonical(view)
         sizes = {device: _sizes(view, device) for device in view.devices}
         fitting = [device for device in view.devices if sizes[device]]
         if not fitting:

@@ -62,9 +62,10 @@ class Space:
         return cls(chosen, {name: _searched(policy_class(name), metrics) for name in chosen}, joint, grid)._checked()
 
     def _checked(self) -> Space:
-        counts = [math.prod(len(_levels(each)) for each in found.values()) for found in self.parameters.values()]
-        if self.grid and sum(counts) > MOST:
-            raise InputError("sampler", f"a grid would have {sum(counts):,} points", "name fewer policies, or use tpe")
+        if self.grid:
+            count = sum(math.prod(len(_levels(each)) for each in found.values()) for found in self.parameters.values())
+            if count > MOST:
+                raise InputError("sampler", f"a grid would have {count:,} points", "name fewer policies, or use tpe")
         return self
 
     @cached_property

@@ -207,7 +207,7 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
         launches=launches,
         judged=launches >= LEAST_LAUNCHES,
         fidelities=_by_fidelity([row for case in cases for row in case.rows]),
-        **_regrets([case for case in cases if case.comparison is not None]),
+        **_regrets(cases),
         noise_floor_percent=math.sqrt(fmean(floor**2 for floor in floors)) if floors else None,
         speedup_over_uniform=math.exp(fmean(math.log(each) for each in speedups)) if speedups else None,
         optimum_share_percent=min(known, default=None),

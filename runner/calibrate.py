@@ -131,9 +131,8 @@ def measure(
     """Measure some lanes and write their tables to ``path``; the rest as in :func:`calibrate`."""
     job, data = job_of(workload, training, path.parent, seed=0)
     sizes = calibration_sizes(workload, len(lanes))
-    plans = [_tasks(sizes, len(lanes), workload, effort, number) for number in range(effort.launches)]
-    if not passes_on(lane.torch_device for lane in lanes):
-        plans = [[task for task in tasks if task["op"] != "stages"] for tasks in plans]
+    staged = staging_tasks(workload, sizes, len(lanes)) if passes_on(lane.torch_device for lane in lanes) else []
+    plans = [_tasks(sizes, len(lanes), workload, effort, number, staged=staged) for number in range(effort.launches)]
     seconds = effort.launches * (START_S + effort.rounds * len(sizes) * (effort.seconds_per_point + 0.1) + 3)
     report(
         f"calibrating {len(lanes)} lanes at {len(sizes)} micro-batch sizes, "
@@ -325,8 +324,16 @@ def _layer_profile(
     return found and found.model_copy(update={"stage_pass": stage_pass(results, rank, found)})
 
 
-def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibrating, launch: int) -> list[Task]:
-    """One launch's tasks: every size and every collective in each round, shuffled."""
+def _tasks(
+    sizes: Sequence[int],
+    lanes: int,
+    workload: Workload,
+    effort: Calibrating,
+    launch: int,
+    *,
+    staged: Sequence[Task] = (),
+) -> list[Task]:
+    """One launch's tasks: every size, every collective and what is ``staged`` in each round, shuffled."""
     shuffle = random.Random(int(stream(launch, "calibrate").integers(2**32)))  # noqa: S311 - an order, not a secret
     tasks: list[Task] = []
     for number in range(effort.rounds):
@@ -345,7 +352,7 @@ def _tasks(sizes: Sequence[int], lanes: int, workload: Workload, effort: Calibra
             for size in collective_sizes(workload)
             if lanes > 1
         ]
-        own += message_tasks(workload, lanes) + staging_tasks(workload, sizes, lanes)
+        own += [*message_tasks(workload, lanes), *staged]
         if number == 0:
             own += waking_tasks(sizes, lanes)
         shuffle.shuffle(own)

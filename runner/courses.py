@@ -28,7 +28,7 @@ from .gauge import not_gauged
 from .launch import LaunchResult, Task, require_torch
 from .live import Planned, watcher_of
 from .proof import MOST_GRADIENT_ERROR
-from .protocol import BUSY_PERCENT, Measurement
+from .protocol import Measurement
 from .replay import (
     Entry,
     begun_common,
@@ -389,9 +389,7 @@ def circumstances(measurement: Measurement, followed: Sequence[Followed]) -> dic
     before, after = measurement.before, measurement.after
     stolen = stolen_percent(before, after) if after else None
     contended = contended_percent(followed)
-    reasons = list(measurement.changes)
-    if contended > BUSY_PERCENT:
-        reasons.append(f"{contended:.0f} % of the compute segments were disturbed")
+    reasons = measurement.busy_reasons(contended)
     return {
         "contention": {"busy": bool(reasons), "reasons": reasons, "contended_percent": contended},
         "slowed_by": slowed_by(followed),

@@ -71,6 +71,11 @@ class Measurement:
         """What is different of the host after the measurement."""
         return changes(self.before, self.after) if self.after else []
 
+    def busy_reasons(self, contended_percent: float) -> list[str]:
+        """Why runs of the measurement are marked as busy, as far as the host and disturbed segments tell."""
+        disturbed = f"{contended_percent:.0f} % of the compute segments were disturbed"
+        return [*self.changes, *([disturbed] if contended_percent > BUSY_PERCENT else [])]
+
     @property
     def notes(self) -> list[str]:
         """What a reader of any run of the measurement must know."""
@@ -234,9 +239,7 @@ def contention(measurement: Measurement, index: int, drift: Drift) -> dict[str, 
         if task["index"] == index and answer["steps"]
     ]
     contended = 100 * sum(block["contended"] for block in blocks) / len(blocks)
-    reasons = list(measurement.changes)
-    if contended > BUSY_PERCENT:
-        reasons.append(f"{contended:.0f} % of the compute segments were disturbed")
+    reasons = measurement.busy_reasons(contended)
     for name, percent in drift.percent.items():
         if abs(percent) > DRIFT_PERCENT:
             how = "slower" if percent > 0 else "faster"

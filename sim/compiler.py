@@ -227,17 +227,7 @@ class _Compiler:
         )
 
     def _time(self, device: Device, place: Place, samples: int) -> cost.StageTime:
-        stage = self._stage(place)
-        return cost.stage_time(
-            device,
-            self.workload,
-            stage.first,
-            stage.last,
-            samples,
-            tensor_degree=len(place.devices),
-            sequence_parallel=stage.sequence_parallel,
-            recompute=stage.recompute,
-        )
+        return cost.time_of(device, self.workload, self._stage(place), samples, len(place.devices))
 
     def _tensor_s(self, place: Place, samples: int, backward: bool) -> tuple[float, float]:
         """Seconds of a piece's tensor-parallel collectives with nobody else on the links, and how many are guessed."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..results.errors import InputError
 from ..results.record import Fidelity
@@ -30,6 +30,9 @@ from .device import (
 )
 from .roofline import LEAST_S, Identity, Indivisible, Part, Recompute, Split
 from .workload import Workload, at
+
+if TYPE_CHECKING:
+    from .plan import Stage
 
 __all__ = [
     "Curve", "DeviceCost", "Indivisible", "LEAST_S", "Line", "Recompute", "StageTime", "TensorCollectives",
@@ -180,6 +183,20 @@ def stage_time(
     """
     part = Part(first, last, Split(tensor_degree, sequence_parallel))
     return _stage_time(roofline.kind_of(device), Identity(workload), part, samples, recompute)
+
+
+def time_of(device: Device, workload: Workload, stage: Stage, samples: int, tensor_degree: int) -> StageTime:
+    """:func:`stage_time` of a plan's stage, as the stage says how it is divided and what is computed again."""
+    return stage_time(
+        device,
+        workload,
+        stage.first,
+        stage.last,
+        samples,
+        tensor_degree=tensor_degree,
+        sequence_parallel=stage.sequence_parallel,
+        recompute=stage.recompute,
+    )
 
 
 def layer_backward_s(

@@ -202,19 +202,7 @@ class Estimator:
         return self._jobs[key]
 
     def _measure(self, stage: Stage, kinds: list[str], devices: Sequence[str], samples: int) -> tuple[float, float]:
-        times = [
-            cost.stage_time(
-                self.devices[name],
-                self.workload,
-                stage.first,
-                stage.last,
-                samples,
-                tensor_degree=len(devices),
-                sequence_parallel=stage.sequence_parallel,
-                recompute=stage.recompute,
-            )
-            for name in kinds
-        ]
+        times = [cost.time_of(self.devices[name], self.workload, stage, samples, len(devices)) for name in kinds]
         forward, backward = max(each.forward_s for each in times), max(each.backward_s for each in times)
         if len(devices) == 1 or times[0].holds_collectives:
             return forward, backward
@@ -333,16 +321,7 @@ class Estimator:
         """Forward and backward seconds of a device in a group of so many, its group's collectives left out."""
         key = stage.first, stage.last, stage.recompute, stage.sequence_parallel, samples, degree, self.kinds[name]
         if key not in self._own:
-            times = cost.stage_time(
-                self.devices[name],
-                self.workload,
-                stage.first,
-                stage.last,
-                samples,
-                tensor_degree=degree,
-                sequence_parallel=stage.sequence_parallel,
-                recompute=stage.recompute,
-            )
+            times = cost.time_of(self.devices[name], self.workload, stage, samples, degree)
             self._own[key] = times.forward_s + times.backward_s
         return self._own[key]
 

@@ -123,15 +123,8 @@ def busy_s(scenario: Scenario, plan: Plan) -> float:
                 sizes = [each[number] for each in dealt]
                 for name in replica.devices:
                     times = {
-                        size: cost.stage_time(
-                            scenario.cluster.by_name[name],
-                            scenario.workload,
-                            stage.first,
-                            stage.last,
-                            size,
-                            tensor_degree=len(replica.devices),
-                            sequence_parallel=stage.sequence_parallel,
-                            recompute=stage.recompute,
+                        size: cost.time_of(
+                            scenario.cluster.by_name[name], scenario.workload, stage, size, len(replica.devices)
                         )
                         for size in set(sizes)
                     }

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -90,6 +94,23 @@ def _document(noisy: bool = True) -> Document:
         "sampling": {"launches": 8, "steps": 10},
         "seed": 7,
     }
+
+
+@pytest.fixture(scope="session")
+def module_at() -> Callable[[str], ModuleType]:
+    """Loads a file of the tests by its path below their folder: they are no package (import mode importlib)."""
+
+    def load(path: str) -> ModuleType:
+        file = Path(__file__).parent / path
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[file.stem] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

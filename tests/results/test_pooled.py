@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -25,8 +25,6 @@ from steelyard.results.pooled import (
 )
 from steelyard.results.record import Run
 from steelyard.results.suite_report import case_rows, lines, suite_report
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -123,27 +121,20 @@ def test_the_document_has_the_keys_of_a_comparison_on_top(case: CaseResult) -> N
     assert SuiteResult.model_validate({**document, "pooled": None}).cases == [case]
 
 
-def test_the_document_of_a_suite_has_the_structure_of_the_demos(case: CaseResult, tmp_path: Path) -> None:
+def test_the_document_of_a_suite_has_the_structure_of_the_demos(
+    case: CaseResult, tmp_path: Path, module_at: Callable[[str], ModuleType]
+) -> None:
     """By the very check that the demo's document must pass."""
+    checks = module_at("system/check_demo.py")
     found = suite_result("both", [case, case.model_copy(update={"name": "two"})])
     document = found.model_copy(update={"report": str(suite_report(found, tmp_path))}).document()
-    assert checks().structure(document) == []
-    assert len(checks().own_plans(document)) == 2 * len(case.rows)
-    assert checks().structure({**document, "launches": 4, "judged": True}) == ["judged by 4 launches"]
-    assert "nothing was searched" in checks().problems(document)
+    assert checks.structure(document) == []
+    assert len(checks.own_plans(document)) == 2 * len(case.rows)
+    assert checks.structure({**document, "launches": 4, "judged": True}) == ["judged by 4 launches"]
+    assert "nothing was searched" in checks.problems(document)
     page = (tmp_path / "report.html").read_text()
     assert "2 of 2 cases measured" in page
     assert all(row.label in page for row in case.rows)
-
-
-def checks() -> Any:
-    """``tests/system/check_demo.py``, by its path: tests are no package."""
-    spec = importlib.util.spec_from_file_location("check_demo", ROOT / "tests" / "system" / "check_demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @given(regrets=st.lists(st.integers(-10, 10), min_size=1, max_size=5))

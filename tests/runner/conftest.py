@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
 from steelyard.runner.cli import run
 from steelyard.runner.devices import NamedLane, available_cpus
+from steelyard.runner.execution import division
+from steelyard.runner.worker.signs import FOR_EVER
 from steelyard.sim.device import (
     Cluster,
     CollectivePoint,
@@ -26,6 +29,7 @@ from steelyard.sim.device import (
     Profile,
     ProfilePoint,
 )
+from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario, Training
 from steelyard.sim.workload import Workload
 
@@ -52,6 +56,24 @@ def tools() -> Callable[..., None]:
             pytest.skip(f"{' and '.join(missing)} (of iproute2 or util-linux) not installed here")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def hanging() -> Callable[[Scenario, dict[str, Any], Sequence[str], str], dict[str, Any]]:
+    """Makes the task of three steps of a plan, in whose second a lane's passes do not end."""
+
+    def make(scenario: Scenario, plan: dict[str, Any], names: Sequence[str], lane: str) -> dict[str, Any]:
+        hung = [FOR_EVER if name == lane else 1.0 for name in names]
+        return {
+            "op": "course",
+            "division": division(Plan.parse(plan), scenario.workload, names),
+            "ranks": list(range(len(names))),
+            "total": 3,
+            "points": [],
+            "slow": [[1.0] * len(names), hung, [1.0] * len(names)],
+        }
+
+    return make
 
 
 @pytest.fixture(scope="session")

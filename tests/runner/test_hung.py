@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from steelyard.runner.execution import division
 from steelyard.runner.launch import run_group
 from steelyard.runner.replay import lanes_of
 from steelyard.runner.resolving import job_of
 from steelyard.runner.watch import FaultError
-from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
 
 pytestmark = pytest.mark.slow
 
-STEPS, HANGS_IN = 3, 1
 TIMEOUT_S = 20.0
 """Long enough for a busy host to load what sharding takes, in which a worker says nothing."""
-FOR_EVER = 1e12
-"""A pass that takes so many times as long as it would."""
 
 
 def pipeline(stages: list[tuple[int, int, str]], sizes: list[int]) -> dict[str, Any]:
@@ -46,20 +42,13 @@ PLANS = {
     ("plan", "lane"),
     [("split", "sse"), ("1f1b", "full"), ("1f1b", "sse"), ("gpipe", "sse"), ("zero 2", "full"), ("zero 3", "sse")],
 )
-def test_the_lane_that_hangs_is_named(tiny_scenario: Scenario, tmp_path: Path, plan: str, lane: str) -> None:
+def test_the_lane_that_hangs_is_named(
+    tiny_scenario: Scenario, tmp_path: Path, hanging: Callable[..., dict[str, Any]], plan: str, lane: str
+) -> None:
     scenario, lanes = tiny_scenario, lanes_of(tiny_scenario)
     names = [each.name for each in lanes]
     job, data = job_of(scenario.workload, scenario.training, tmp_path, seed=0)
-    hung = [FOR_EVER if name == lane else 1.0 for name in names]
-    task = {
-        "op": "course",
-        "division": division(Plan.parse(PLANS[plan]), scenario.workload, names),
-        "ranks": [0, 1],
-        "total": STEPS,
-        "points": [],
-        "slow": [hung if step == HANGS_IN else [1.0, 1.0] for step in range(STEPS)],
-        "folder": str(tmp_path),
-    }
+    task = {**hanging(scenario, PLANS[plan], names, lane), "folder": str(tmp_path)}
     with pytest.raises(FaultError) as failed:
         run_group(lanes, [task], job, timeout_s=TIMEOUT_S, data=data)
     assert (failed.value.fault.kind, failed.value.fault.lane) == ("hung", lane), failed.value

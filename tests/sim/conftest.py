@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -284,13 +281,6 @@ def build() -> type[Build]:
 
 
 @pytest.fixture(scope="session")
-def reference() -> ModuleType:
-    """The second engine; tests are no package (import mode importlib), so the file is loaded by its path."""
-    path = Path(__file__).with_name("reference.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def reference(module_at: Callable[[str], ModuleType]) -> ModuleType:
+    """The second engine."""
+    return module_at("sim/reference.py")

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steelyard.policies import policy_from_text
-from steelyard.policies.graphs import by_speed, tasks_of
+from steelyard.policies._base import canonical
+from steelyard.policies.graphs import tasks_of
 from steelyard.policies.list_schedules import earliest_finish, earliest_start, topological_fill
 from steelyard.sim import memory
 from steelyard.sim.engine import simulate
@@ -210,7 +211,7 @@ def test_a_policys_timetable_is_what_the_engine_does(build: Any, world: World, n
     """
     even = World(world.inputs, world.forward, world.forward, world.late)
     scenario = even.scenario(build, outputs=float(whole))
-    view = by_speed(View.of(scenario))
+    view = canonical(View.of(scenario))
     made = policy_from_text(name).allocate(view)
     made.check(scenario)
     table = POLICIES[name](tasks_of(view, "gpipe", [1]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -13,14 +13,9 @@ SECTIONS = ("demo", "scenarios", "published", "bench", "validated")
 
 
 @pytest.fixture(scope="module")
-def publish() -> ModuleType:
-    """The program, by its path: tests are no package."""
-    spec = importlib.util.spec_from_file_location("publish", ROOT / "tests" / "bench" / "publish.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def publish(module_at: Callable[[str], ModuleType]) -> ModuleType:
+    """The program that writes the scoreboard."""
+    return module_at("bench/publish.py")
 
 
 def test_the_readme_quotes_the_scoreboard(publish: ModuleType) -> None:

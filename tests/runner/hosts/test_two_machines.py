@@ -10,18 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import tomli_w
 from steelyard.runner.devices import NamedLane, available_cpus
-from steelyard.runner.execution import division
 from steelyard.runner.isolation.capabilities import this_host
 from steelyard.runner.isolation.holder import held
 from steelyard.runner.isolation.wiring import layout
 from steelyard.runner.resolving import job_of
 from steelyard.sim.device import Wire
-from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
 
 pytest.importorskip("torch", reason="workers need the runner extra")
@@ -173,8 +172,6 @@ finally:
     while store.add("goodbye", 0) < 1:
         time.sleep(0.1)
 """
-FOR_EVER = 1e12
-"""A pass that takes so many times as long as it would."""
 STAGES = [
     {"first": first, "last": last, "replicas": [{"devices": [name]}]}
     for first, last, name in ((0, 2, "here"), (2, 4, "there"))
@@ -191,7 +188,7 @@ PLANS = {
 
 @pytest.mark.parametrize(("plan", "lane"), [("1f1b", "here"), ("1f1b", "there"), ("zero 2", "there")])
 def test_a_lane_that_hangs_is_named_on_whichever_machine_it_is(
-    folder: Path, tiny_scenario: Scenario, plan: str, lane: str
+    folder: Path, tiny_scenario: Scenario, hanging: Callable[..., dict[str, Any]], plan: str, lane: str
 ) -> None:
     """In plans whose lanes say unequally much: by what each does, and not by how many lines it wrote."""
     names, cores = ["here", "there"], available_cpus()
@@ -200,15 +197,7 @@ def test_a_lane_that_hangs_is_named_on_whichever_machine_it_is(
         for number, name in enumerate(names)
     ]
     job, data = job_of(tiny_scenario.workload, tiny_scenario.training, folder, seed=0)
-    hung = [FOR_EVER if name == lane else 1.0 for name in names]
-    task = {
-        "op": "course",
-        "division": division(Plan.parse(PLANS[plan]), tiny_scenario.workload, names),
-        "ranks": [0, 1],
-        "total": 3,
-        "points": [],
-        "slow": [hung if step == 1 else [1.0, 1.0] for step in range(3)],
-    }
+    task = hanging(tiny_scenario, PLANS[plan], names, lane)
 
     def launcher(number: int) -> list[str]:
         return by_hand(number) if number else [sys.executable, "-c", DRIVER]
