@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from rich.console import Console
@@ -18,30 +19,76 @@ from ..results.record import LEDGER_LINES, Run
 
 WIDEST = 400
 """Characters of a line that is not for a terminal."""
+LONGEST_WORD = 24
+"""Characters of a word that a narrow terminal must keep in one line."""
+FRAME = 3
+"""Characters of a column's frame and padding."""
 MOST_SHARES = 8
 """Different shares of samples that a row tells one by one."""
 NOTHING_S = 1e-9
 """A line of the ledger below it is what sums leave over."""
 
 
-def table(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
-    """A table of the rows' keys in the order of the first row."""
+def table(rows: Sequence[Mapping[str, Any]], title: str = "", widths: Sequence[int] | None = None) -> Table:
+    """A table of the rows' keys in the order of the first row; columns as wide as said, or as rich finds."""
     made = Table(title=title or None, title_justify="left", header_style="bold")
-    for key in rows[0] if rows else ():
+    keys = list(rows[0] if rows else ())
+    for key, width in zip_longest(keys, widths or ()):
         number = isinstance(rows[0][key], int | float) and not isinstance(rows[0][key], bool)
-        made.add_column(str(key), justify="right" if number else "left", overflow="fold")
+        made.add_column(str(key), justify="right" if number else "left", overflow="fold", width=width)
     for row in rows:
         made.add_row(*(text(value) for value in row.values()))
     return made
 
 
 def print_table(console: Console, rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
-    """Print a table; where there is no terminal to fit (a pipe, a log), as wide as it is."""
-    made = table(rows, title)
+    """Print a table; where there is no terminal to fit (a pipe, a log), as wide as it is.
+
+    Columns that do not fit side by side go into further tables, each led by the column that names the rows.
+    """
+    whole = table(rows, title)
+    natural = console.measure(whole, options=console.options.update(width=WIDEST)).maximum
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        options = console.options.update(width=WIDEST)
-        console.width = max(console.width, console.measure(made, options=options).maximum)
-    console.print(made)
+        console.width = max(console.width, natural)
+    if natural <= console.width:
+        console.print(whole)
+        return
+    for number, keys in enumerate(_side_by_side(rows, console.width)):
+        part = [{key: row[key] for key in keys} for row in rows]
+        console.print(table(part, "" if number else title, _widths(part, console.width)))
+
+
+def _side_by_side(rows: Sequence[Mapping[str, Any]], width: int) -> list[list[str]]:
+    """The rows' keys in groups whose columns fit a width, later groups led by the first key that differs by row."""
+    keys = list(rows[0])
+    lead = next((key for key in keys if len({text(row[key]) for row in rows}) == len(rows)), keys[0])
+    found: list[list[str]] = [[]]
+    for key in keys:
+        if found[-1] not in ([], [lead]) and _room([*found[-1], key], rows, width) < 0:
+            found.append([lead])
+        found[-1].append(key)
+    return found
+
+
+def _widths(rows: Sequence[Mapping[str, Any]], width: int) -> list[int]:
+    """Of columns in a table of this width: what each needs, and what is left by what else it could use."""
+    least = [_least_width(rows, key) for key in rows[0]]
+    wanted = [
+        max(len(key), *(len(text(row[key])) for row in rows)) - low for key, low in zip(rows[0], least, strict=True)
+    ]
+    share = min(1.0, max(0, _room(rows[0], rows, width)) / max(1, sum(wanted)))
+    return [low + int(share * more) for low, more in zip(least, wanted, strict=True)]
+
+
+def _room(keys: Iterable[str], rows: Sequence[Mapping[str, Any]], width: int) -> int:
+    """Characters that the columns of these keys leave in a table of this width."""
+    return width - 1 - sum(FRAME + _least_width(rows, key) for key in keys)
+
+
+def _least_width(rows: Sequence[Mapping[str, Any]], key: str) -> int:
+    """Characters that a column needs to keep its words whole, long ones excepted."""
+    words = (word for value in (key, *(text(row[key]) for row in rows)) for word in value.split())
+    return min(max(map(len, words), default=1), LONGEST_WORD)
 
 
 def text(value: object) -> str:

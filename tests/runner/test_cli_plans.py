@@ -36,7 +36,7 @@ class Answer(NamedTuple):
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands write below the current folder; tables are as wide as a wide terminal."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
 
 
 def call(*words: str) -> Answer:
