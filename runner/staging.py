@@ -1,4 +1,4 @@
-"""Staging, measured: how much longer a pass of a stage takes than its layers do in a step of the whole model.
+"""Staging, measured: what a pass of a stage takes beyond its layers' time in a step of the whole model, messages too.
 
 All lanes are stages of one pipeline, of as many layers each as the others, at a calibrated micro-batch size. No plan
 that is replayed is it: its size is held out with it (:class:`~steelyard.sim.device.StagePass`).
@@ -6,7 +6,8 @@ that is replayed is it: its size is held out with it (:class:`~steelyard.sim.dev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -46,10 +47,10 @@ def _pipeline(layers: int, stages: int, sizes: list[int]) -> Program:
 
 
 def stage_pass(results: Sequence[LaunchResult], rank: int, layers: LayerProfile) -> StagePass | None:
-    """One lane's: the median over all turns of what each found; 0 where too many of them found none.
+    """One lane's: what its passes take longer, and what it spends between them on messages.
 
-    Both sides are of the same turn: the steps of the whole model in it, and of them the part of the stage's layers by
-    the table.
+    How much longer is the median over all turns of what each found; 0 where too many of them found none. Both sides are
+    of the same turn: the steps of the whole model in it, and of them the part of the stage's layers by the table.
 
     Args:
         results: of the calibration's launches.
@@ -76,8 +77,42 @@ def stage_pass(results: Sequence[LaunchResult], rank: int, layers: LayerProfile)
             for task, answer in answers
             for piped, whole in zip(*(_turns(answer[key], task["steps"]) for key in ("steps", "whole")), strict=True)
         ]
-        found.append(_shown(turns))
+        found.append(_shown(turns) + _handling_s(results, rank, way))
     return StagePass(micro_batch=task["micro_batch"], forward_s=found[0], backward_s=found[1])
+
+
+def _handling_s(results: Sequence[LaunchResult], rank: int, way: str) -> float:
+    """Median seconds from the end of a lane's pass to the begin of its next, where it need not wait for a message.
+
+    Taking a message that lies there and sending one off keep a processor for tenths of a millisecond. What it waits for
+    messages under way is the link's, not the lane's.
+    """
+    gaps = [
+        gap
+        for launch in results
+        for answers in zip(*(launch.of("stages", each) for each in range(len(launch.answers))), strict=True)
+        if rank in (ranks := answers[0][0]["ranks"])
+        for step in zip(*(answers[each][1]["steps"] for each in ranks), strict=True)
+        for gap in _gaps(step, ranks.index(rank), way)
+    ]
+    return median(gaps) if gaps else 0.0
+
+
+def _gaps(step: Sequence[Sequence[Sequence[Any]]], place: int, way: str) -> Iterator[float]:
+    """Seconds before those passes of a stage whose message was there when the pass before began, or that need none.
+
+    Args:
+        step: per stage, its segments.
+        place: of the stage.
+        way: of the passes.
+    """
+    giver = place - 1 if way == "forward" else place + 1
+    given = step[giver] if 0 <= giver < len(step) else ()
+    handed = {number: end for kind, number, _, end, *_ in given if kind == way}
+    passes = [each for each in step[place] if each[0] in ("forward", "backward")]
+    for (_, _, begun, over, *_), (kind, number, start, *_) in itertools.pairwise(passes):
+        if kind == way and handed.get(number, begun) <= begun:
+            yield start - over
 
 
 def _turns(steps: Sequence[Any], each: int) -> list[Sequence[Any]]:

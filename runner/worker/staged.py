@@ -76,15 +76,34 @@ class Timed(PipelineStage):
 
 
 class Sharded(ZeroRedundancyOptimizer):
-    """ZeRO stage 1: each member updates its part of the weights, then all hand round what they have; that is timed."""
+    """ZeRO stage 1: each member updates its part of the weights, then all hand round what they have; that is timed.
+
+    A member's weights go as one message. One each, as in the parent, takes several times as long; and the parent's own
+    buckets become the weights' memory, which other plans in this process share.
+    """
 
     part: Staged
 
     def _sync_params(self) -> None:
         begin = self.part.member.mark()
         with self.part.member.state.waits():
-            super()._sync_params()  # type: ignore[misc]  # inherited, but in no stub
+            self._hand_round()
         self.part.handed_s = (begin, self.part.member.mark())
+
+    def _hand_round(self) -> None:
+        """Everybody gets everybody's weights."""
+        group, pending = self.process_group, []
+        for rank, groups in enumerate(self._partition_parameters()):  # type: ignore[no-untyped-call]  # in no stub
+            weights = [weight.detach() for each in groups for weight in each["params"]]
+            if not weights:
+                continue  # more members than weights
+            flat = torch.cat([weight.flatten() for weight in weights])
+            source = dist.get_global_rank(group, rank)
+            pending.append((dist.broadcast(flat, source, group=group, async_op=True), flat, weights))
+        for sent, flat, weights in pending:
+            sent.wait()
+            parts = flat.split([weight.numel() for weight in weights])
+            torch._foreach_copy_(weights, [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)])
 
 
 class Staged:
