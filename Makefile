@@ -77,6 +77,7 @@ attention: $(STAMP)  ## Train attention's weights anew, and judge them on cluste
 	$(BIN)/steelyard attention train --out policies/weights/attention-trained.json
 	$(BIN)/steelyard attention tune --out policies/weights/attention-tuned.json
 	$(BIN)/steelyard attention tune --layers --worlds 8 --trials 40 --out policies/weights/attention-layers-tuned.json
+	$(BIN)/steelyard attention tune --operators --worlds 15 --trials 50 --out policies/weights/attention-operators-tuned.json
 	$(BIN)/steelyard attention score --out results/scoreboard/attention.json
 
 adaptive: $(STAMP)  ## Judge the policies that change their plan, on runs that they were not tuned on

@@ -28,6 +28,7 @@ REGISTRY: dict[str, str] = {
     "attention-heads": "steelyard.policies.attention_heads:AttentionHeads",
     "attention-trained": "steelyard.policies.attention_trained:AttentionTrained",
     "attention-layers": "steelyard.policies.attention_layers:AttentionLayers",
+    "attention-operators": "steelyard.policies.attention_operators:AttentionOperators",
     "attention-adaptive": "steelyard.policies.attention_adaptive:AttentionAdaptive",
     "grid": "steelyard.policies.grid:Grid",
     "hybrid": "steelyard.policies.hybrid:Hybrid",

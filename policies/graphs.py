@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 from ..sim import footprint, memory
 from ..sim.network import network_of
@@ -25,11 +26,19 @@ from .tasks import NoRoomError, Tasks, Timetable
 
 MOST_PAIRED = 32
 """Devices over which transfers are averaged: those of a larger cluster are like these."""
-TRIES = 64
-"""Timetables before we give up, each with less room on the devices whose memory the plan before exceeded."""
+TRIES, LEAST_TRIES = 64, 4
+"""Timetables before we give up, each with less room on the devices whose memory the plan before exceeded; several
+schedulers share them, and each has some."""
 KINDS: tuple[Kind, ...] = ("gpipe", "accumulate")
 """Schedules in which devices may recur: the faster one first; the other holds one micro-batch at a time."""
 Scheduler = Callable[[Tasks], Timetable]
+
+
+class Placement(NamedTuple):
+    """A timetable of the view's layers, and the plan that it comes to."""
+
+    table: Timetable
+    plan: Plan
 
 
 def placed(view: View, scheduler: Scheduler) -> Plan:
@@ -40,20 +49,47 @@ def placed(view: View, scheduler: Scheduler) -> Plan:
     Raises:
         Infeasible: a layer fits nowhere.
     """
+    return placements(view, [scheduler])[0].plan
+
+
+def placements(
+    view: View,
+    schedulers: Sequence[Scheduler],
+    sizes: list[int] | None = None,
+    kinds: Sequence[Kind] = KINDS,
+) -> list[Placement]:
+    """The same of several schedulers, those left out that find no place for a layer.
+
+    Args:
+        view: what is placed, on which devices.
+        schedulers: each is asked for a timetable.
+        sizes: of the micro-batches; as the workload's limit cuts the batch by default.
+        kinds: schedules; each is tried only where no scheduler has a place for all layers with the one before.
+
+    Raises:
+        Infeasible: no scheduler finds a place for all layers; the first one's reason.
+    """
     view, refusals = canonical(view), list[Infeasible]()
-    sizes = micro_batches(view.global_batch, view.workload.max_micro_batch)
-    for kind in KINDS if len(sizes) > 1 else KINDS[:1]:
-        try:
-            return _within_memory(view, scheduler, kind, sizes)
-        except Infeasible as error:
-            refusals.append(error)
-    raise refusals[-1]
+    sizes = sizes or micro_batches(view.global_batch, view.workload.max_micro_batch)
+    tries = max(LEAST_TRIES, TRIES // len(schedulers))
+    for kind in kinds if len(sizes) > 1 else kinds[:1]:
+        tasks, found = tasks_of(view, kind, sizes), list[Placement]()
+        refusals.clear()
+        for scheduler in schedulers:
+            try:
+                found.append(_within_memory(view, scheduler, tasks, kind, sizes, tries=tries))
+            except Infeasible as error:
+                refusals.append(error)
+        if found:
+            return found
+    raise refusals[0]
 
 
-def _within_memory(view: View, scheduler: Scheduler, kind: Kind, sizes: list[int]) -> Plan:
+def _within_memory(
+    view: View, scheduler: Scheduler, tasks: Tasks, kind: Kind, sizes: list[int], *, tries: int
+) -> Placement:
     """A layer alone may take less than beside others (receive buffers): the closed form judges what comes out."""
-    tasks = tasks_of(view, kind, sizes)
-    for _ in range(TRIES):
+    for _ in range(tries):
         try:
             table = scheduler(tasks)
         except NoRoomError as error:
@@ -65,9 +101,9 @@ def _within_memory(view: View, scheduler: Scheduler, kind: Kind, sizes: list[int
             if excess > 0:
                 room[number] = tasks.room[number] - table.left[number] - excess
         if room == list(tasks.room):
-            return plan
+            return Placement(table, plan)
         tasks = replace(tasks, room=room)
-    raise Infeasible("cluster", f"its memory was exceeded by {TRIES} placements in turn", "use a smaller batch")
+    raise Infeasible("cluster", f"its memory was exceeded by {tries} placements in turn", "use a smaller batch")
 
 
 def _no_room(view: View, task: int) -> Infeasible:
@@ -76,52 +112,57 @@ def _no_room(view: View, task: int) -> Infeasible:
     return Infeasible("workload", problem, "use a smaller batch, max_micro_batch, more memory, or another policy")
 
 
-def tasks_of(view: View, kind: Kind, sizes: Sequence[int]) -> Tasks:
+def tasks_of(view: View, kind: Kind, sizes: Sequence[int], *, updates: bool = True) -> Tasks:
     """The layers as tasks.
 
     Args:
         view: its devices, in their order, are numbered from 0.
         kind: schedule, on which the activations depend that are held at once.
         sizes: of the micro-batches.
+        updates: whether a layer's seconds hold its part of the update.
     """
     workload, network = view.workload, network_of(view.cluster)
     names = [device.name for device in view.devices]
-    by_kind = {number: _seconds(view, name, sizes) for name, number in view.cluster.kinds.items() if name in set(names)}
+    by_kind = {
+        number: _seconds(view, name, sizes, updates=updates)
+        for name, number in view.cluster.kinds.items()
+        if name in set(names)
+    }
     columns = [by_kind[view.cluster.kinds[name]] for name in names]
     tokens, counts = workload.sequence_length, Counter(sizes)
     bytes_of = [at(layer.output_elements, tokens) * workload.element_bytes for layer in workload.layers]
 
-    def between(source: int, here: int, there: int) -> float:
+    @cache
+    def between(sent: float, here: int, there: int) -> float:
         """Forward the output, backward its gradient, in every micro-batch."""
         ways = ((names[here], names[there]), (names[there], names[here]))
         return sum(
-            count * network.point_to_point(*way, size * bytes_of[source]).alone_s
-            for size, count in counts.items()
-            for way in ways
+            count * network.point_to_point(*way, size * sent).alone_s for size, count in counts.items() for way in ways
         )
 
     @cache
-    def mean(source: int) -> float:
+    def mean(sent: float) -> float:
         few = range(min(len(names), MOST_PAIRED))
-        each = [between(source, here, there) for here in few for there in few if here < there]
+        each = [between(sent, here, there) for here in few for there in few if here < there]
         return sum(each) / len(each) if each else 0.0
 
     return Tasks(
         seconds=[list(row) for row in zip(*columns, strict=True)],
         inputs=footprint.sources(workload),
-        transfer_s=lambda source, _, here, there: between(source, here, there),
-        mean_transfer_s=lambda source, _: mean(source),
+        transfer_s=lambda source, _, here, there: between(bytes_of[source], here, there),
+        mean_transfer_s=lambda source, _: mean(bytes_of[source]),
         sizes=_bytes(workload, kind, sizes),
         room=[device.memory_bytes for device in view.devices],
+        pieces=len(sizes) if kind == "gpipe" else 1,
     )
 
 
-def _seconds(view: View, name: str, sizes: Sequence[int]) -> list[float]:
+def _seconds(view: View, name: str, sizes: Sequence[int], *, updates: bool) -> list[float]:
     """Per layer, seconds of a step on a device."""
     device, workload = view.cluster.by_name[name], view.workload
     times = {size: layer_times(device, workload, size) for size in set(sizes)}
     passes = sum(sizes.count(size) * (each.forward_s + each.backward_s) for size, each in times.items())
-    found: list[float] = (passes + times[sizes[0]].optimizer_s).tolist()
+    found: list[float] = (passes + times[sizes[0]].optimizer_s * updates).tolist()
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from ..sim import footprint
 from ..sim.estimate import Estimate, Estimator
 from ..sim.plan import Infeasible, Plan, PlanError
 from ..sim.spec import Scenario
@@ -14,6 +15,7 @@ from ..sim.view import Policy, View
 from ._base import Range
 from ._moves import changes, rebucketed
 from .aims import OBJECTIVE, Aim, aimed
+from .attention_operators import AttentionOperators
 from .candidates import Candidates, Rough
 from .cannikin import Cannikin
 from .cephalo import Cephalo
@@ -86,6 +88,8 @@ FEW = 64
 """Devices up to which the exact split may leave some out: beyond, it costs more than the rest of the search."""
 FEWEST = 3
 """Devices up to which the exact cut of one pipeline is weighed as well."""
+SOME = 16
+"""Devices up to which branches of a graph are placed side by side: one copy of a model keeps no larger cluster busy."""
 REGULAR = 2048
 """Layouts of equal pipelines whose layers are cut: the square of this over the number of devices, at most."""
 HOPELESS = 1.3
@@ -159,13 +163,15 @@ class Judge:
 
 
 def _plain_splits(judge: Judge) -> Iterator[Plan]:
-    """Plans of simpler policies that are exact of their kind: whatever else is found has to beat them."""
+    """Plans of simpler policies that are good of their kind: whatever else is found has to beat them."""
     few = len(judge.view.devices) <= FEW
     simple: list[Policy] = [Makespan(leave_out=few)]
     if few:
         simple += [Cannikin(), Poplar(), Cephalo()]
     if len(judge.view.devices) <= FEWEST:
         simple.append(CutExact())
+    if len(judge.view.devices) <= SOME and footprint.branches(judge.view.workload):
+        simple.append(AttentionOperators())
     for policy in simple:
         try:
             plan = policy.allocate(judge.view)

@@ -34,6 +34,8 @@ class Tasks:
     """Per task, what it takes of a device's room (bytes)."""
     room: Sequence[float]
     """Per device."""
+    pieces: int = 1
+    """Parts that follow each other through the tasks as a pipeline; times and transfers are those of all together."""
 
     @property
     def count(self) -> int:
@@ -63,6 +65,18 @@ class Tasks:
             ranks[task] = math.fsum(self.seconds[task]) / len(self.devices) + max(behind, default=0.0)
         return ranks
 
+    @cached_property
+    def downward_ranks(self) -> list[float]:
+        """Per task, the longest way from a beginning to it, in mean seconds (Topcuoglu et al. 2002, equation 6)."""
+        ranks = [0.0] * self.count
+        for task, inputs in enumerate(self.inputs):
+            ways = (
+                ranks[source] + math.fsum(self.seconds[source]) / len(self.devices) + self.mean_transfer_s(source, task)
+                for source in inputs
+            )
+            ranks[task] = max(ways, default=0.0)
+        return ranks
+
 
 class Slot(NamedTuple):
     """When a device works on a task."""
@@ -88,6 +102,15 @@ class Timetable:
     def makespan_s(self) -> float:
         """When the last task is over."""
         return max(slot.end for slot in self.slots)
+
+    @property
+    def step_s(self) -> float:
+        """What all pieces take: the first its way through all tasks, each other one a turn of the busiest device."""
+        turns = self.tasks.pieces - 1
+        if not turns:
+            return self.makespan_s
+        busiest = max(sum(slot.end - slot.start for slot in lane) for lane in self.lanes)
+        return (self.makespan_s + turns * busiest) / self.tasks.pieces
 
     @property
     def sequence(self) -> list[int]:
@@ -125,8 +148,12 @@ class Timetable:
 
     def between_s(self, task: int, device: int) -> float:
         """The earliest start of a task on a device, in the first gap that is long enough or after all."""
+        return self.gap_s(task, device, self.fed_s(task, device))
+
+    def gap_s(self, task: int, device: int, fed_s: float) -> float:
+        """The same, where all that the task reads has come at a known moment."""
         lane, length = self.lanes[device], self.tasks.seconds[task][device]
-        start = self.fed_s(task, device)
+        start = fed_s
         for slot in lane[bisect.bisect_left(lane, start, key=lambda each: each.end) :]:
             if start + length <= slot.start:
                 return start

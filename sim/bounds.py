@@ -86,21 +86,22 @@ def relaxation_of(scenario: Scenario) -> Relaxation:
 
 
 def critical_path_s(scenario: Scenario) -> float:
-    """One sample through all layers and back, each layer on the device, or group of devices, that is fastest with it.
+    """One sample's longest way through the layers and back, each on the device, or group, that is fastest with it.
 
-    Whoever holds the first layer begins a step with it and ends with its backward pass, which all others lie between.
+    Whoever holds the first layer of a way has its backward pass last, and all others of the way lie between. Branches
+    of a graph may run side by side: only one of them is on a way.
     """
     workload, examples = scenario.workload, _examples(scenario)
     numbers, _ = classes(Identity(workload.model))
     known: dict[int, float] = {}
-    total = 0.0
-    for layer, number in enumerate(numbers):
+    ways: list[float] = []
+    for layer, (number, inputs) in enumerate(zip(numbers, footprint.sources(workload), strict=True)):
         same = layer if any(device.layer_profile is not None for device in examples) else number
         if same not in known:
             degrees = _degrees(scenario, layer)
             known[same] = min(_passes_s(d, workload, layer, 1, degree) for d in examples for degree in degrees)
-        total += known[same]
-    return total * (1 - 1e-12)  # sums in another order than the engine's
+        ways.append(known[same] + max((ways[source] for source in inputs), default=0.0))
+    return max(ways) * (1 - 1e-12)  # sums in another order than the engine's
 
 
 def crossing_s(scenario: Scenario) -> float:

@@ -60,6 +60,11 @@ def sources(workload: Workload) -> tuple[tuple[int, ...], ...]:
     )
 
 
+def branches(workload: Workload) -> bool:
+    """Whether the layers are no chain: some could be worked on side by side, or skip others."""
+    return any(inputs != (number - 1,) for number, inputs in enumerate(sources(workload)) if number)
+
+
 @lru_cache(maxsize=KNOWN)
 def kept_bytes(workload: Workload, cut: Cut) -> float:
     """Bytes of one sample that a device keeps from its forward to its backward pass.

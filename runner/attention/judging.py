@@ -1,4 +1,4 @@
-"""What a policy's plan is worth on a cluster by the cost model alone, next to the exact split: for training."""
+"""What a policy's plan is worth on a cluster without the engine, next to another policy's: for training."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from collections.abc import Sequence
 
 from ...policies import make_policy
 from ...policies.online import split_s
+from ...sim.estimate import step_s
+from ...sim.plan import Infeasible
 from ...sim.spec import Scenario
 from ...sim.view import Policy, View
+
+NO_PLAN = 3.0
+"""Logarithm of how much slower than the base a refusal counts."""
 
 
 def exact_s(scenario: Scenario) -> float:
@@ -24,3 +29,27 @@ def mean_loss(scenarios: Sequence[Scenario], exact: Sequence[float], policy: Pol
         view = View.of(scenario)
         losses.append(math.log(split_s(view, policy.allocate(view)) / best))
     return sum(losses) / len(losses)
+
+
+def base_s(scenario: Scenario, names: Sequence[str]) -> float:
+    """Estimated step of the first of some policies that has a plan; 1 where none has: a refusal costs all the same."""
+    view = View.of(scenario)
+    for name in names:
+        try:
+            return step_s(view, make_policy(name).allocate(view))
+        except Infeasible:
+            continue
+    return 1.0
+
+
+def estimated_loss(scenarios: Sequence[Scenario], bases: Sequence[float], policy: Policy) -> float:
+    """Mean logarithm of a policy's estimated step over a base."""
+    return math.fsum(_loss(*each, policy) for each in zip(scenarios, bases, strict=True)) / len(scenarios)
+
+
+def _loss(scenario: Scenario, base: float, policy: Policy) -> float:
+    view = View.of(scenario)
+    try:
+        return math.log(step_s(view, policy.allocate(view)) / base)
+    except Infeasible:
+        return NO_PLAN

@@ -1,27 +1,21 @@
-"""How close attention over layers comes to the exact cut, simulated: worlds, contestants, figures."""
+"""How close attention over layers comes to the exact cut: worlds and contestants."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from ...policies import make_policy
-from ...sim.estimate import step_s
-from ...sim.plan import Infeasible
 from ...sim.spec import Scenario
-from ...sim.view import Policy, View
+from ...sim.view import Policy
 from .worlds import FAMILIES, Family, world
 
 DEVICES = (4, 8)
 """The exact cut is exact over all orders of up to eight unlike devices."""
 NAMES = ("plain", "memory", "slow links", "catalog")
 EXACT_CUT = "exact (cut-exact)"
-NO_PLAN = 3.0
-"""Logarithm of how much slower than equal stages a refusal counts."""
+BASES = ("cut-uniform", "attention-layers")
+"""Equal stages are what training compares with; where these do not fit, attention's defaults."""
 
 
 def layer_families() -> list[Family]:
@@ -52,27 +46,3 @@ def layer_contestants(tuned: dict[str, Any]) -> dict[str, Policy]:
         "attention-layers": make_policy("attention-layers"),
         "attention-layers, tuned": make_policy("attention-layers", tuned),
     }
-
-
-def base_s(scenario: Scenario) -> float:
-    """Estimated step of equal stages; where these do not fit, of attention's defaults."""
-    view = View.of(scenario)
-    for name in ("cut-uniform", "attention-layers"):
-        try:
-            return step_s(view, make_policy(name).allocate(view))
-        except Infeasible:
-            continue
-    return 1.0  # nobody has a plan: a refusal costs every policy the same
-
-
-def layer_loss(scenarios: Sequence[Scenario], bases: Sequence[float], policy: Policy) -> float:
-    """Mean logarithm of a policy's estimated step over that of equal stages."""
-    return float(np.mean([_loss(scenario, base, policy) for scenario, base in zip(scenarios, bases, strict=True)]))
-
-
-def _loss(scenario: Scenario, base: float, policy: Policy) -> float:
-    view = View.of(scenario)
-    try:
-        return math.log(step_s(view, policy.allocate(view)) / base)
-    except Infeasible:
-        return NO_PLAN

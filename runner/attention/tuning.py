@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...policies import Choice, make_policy, policy_class, searchable
 from ...policies._base import Parameter
+from ...sim.spec import Scenario
 from ...sim.view import Policy
-from .judging import exact_s, mean_loss
-from .layers import base_s, layer_families, layer_loss, layer_worlds
+from .graph_worlds import training_graphs
+from .judging import base_s, estimated_loss, exact_s, mean_loss
+from .layers import BASES as LAYER_BASES
+from .layers import layer_families, layer_worlds
+from .operators import BASES as OPERATOR_BASES
 from .worlds import training_worlds
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-TUNED = ("attention", "attention-heads")
-LAYERS = ("attention-layers",)
+Work = Literal["split", "layers", "operators"]
+TUNED: dict[Work, tuple[str, ...]] = {
+    "split": ("attention", "attention-heads"),
+    "layers": ("attention-layers",),
+    "operators": ("attention-operators",),
+}
+"""By what is divided."""
+KEPT = frozenset({("attention-operators", "micro_batches")})
+"""Parameters that stay at their defaults: HEFT does not cut micro-batches either."""
 Loss = Callable[[Policy], float]
 
 
-def tune(*, seed: int = 0, worlds: int = 60, trials: int = 120, layers: bool = False) -> dict[str, Any]:
-    """The best parameters of each of :data:`TUNED` or :data:`LAYERS` (TPE, the defaults first), and their mean loss.
+def tune(*, seed: int = 0, worlds: int = 60, trials: int = 120, work: Work = "split") -> dict[str, Any]:
+    """The best parameters of each of the policies (TPE, the defaults first), and their mean loss.
 
     Args:
         seed: of the clusters and the sampler.
         worlds: training clusters.
         trials: per policy.
-        layers: whether layers are placed: against equal stages; else a batch is split, against the exact split.
+        work: what is divided: a batch, against the exact split; layers, against equal stages; operators, against HEFT.
     """
-    loss = _layer_loss(seed, worlds) if layers else _split_loss(seed, worlds)
-    found = {name: _best(name, loss, seed, trials) for name in (LAYERS if layers else TUNED)}
-    made = f"steelyard attention tune --seed {seed} --worlds {worlds} --trials {trials}" + " --layers" * layers
+    loss = {"split": _split_loss, "layers": _layer_loss, "operators": _operator_loss}[work](seed, worlds)
+    found = {name: _best(name, loss, seed, trials) for name in TUNED[work]}
+    flag = "" if work == "split" else f" --{work}"
+    made = f"steelyard attention tune --seed {seed} --worlds {worlds} --trials {trials}{flag}"
     return {"made_by": made, "policies": found}
 
 
@@ -43,8 +55,16 @@ def _split_loss(seed: int, worlds: int) -> Loss:
 
 def _layer_loss(seed: int, worlds: int) -> Loss:
     scenarios = [scenario for _, scenario in layer_worlds("training", seed, -(-worlds // len(layer_families())))]
-    bases = [base_s(each) for each in scenarios]
-    return lambda policy: layer_loss(scenarios, bases, policy)
+    return _loss_over(scenarios, LAYER_BASES)
+
+
+def _operator_loss(seed: int, worlds: int) -> Loss:
+    return _loss_over(training_graphs(seed, worlds), OPERATOR_BASES)
+
+
+def _loss_over(scenarios: Sequence[Scenario], names: Sequence[str]) -> Loss:
+    bases = [base_s(each, names) for each in scenarios]
+    return lambda policy: estimated_loss(scenarios, bases, policy)
 
 
 def _best(name: str, loss: Loss, seed: int, trials: int) -> dict[str, Any]:
@@ -52,7 +72,7 @@ def _best(name: str, loss: Loss, seed: int, trials: int) -> dict[str, Any]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    fields = searchable(policy_class(name))
+    fields = {key: field for key, field in searchable(policy_class(name)).items() if (name, key) not in KEPT}
 
     def value(trial: Trial) -> float:
         return loss(make_policy(name, {key: _suggested(trial, field) for key, field in fields.items()}))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...results.errors import InputError
 from ..verbs.options import Json, OutFile
 from ..verbs.output import give, tabulate
+
+if TYPE_CHECKING:
+    from .tuning import Work
 
 attention = typer.Typer(no_args_is_help=True, help="Train, tune and score the attention policies.")
 
@@ -34,28 +38,41 @@ def tune(
     worlds: Annotated[int, typer.Option(min=4, help="Training clusters.")] = 60,
     trials: Annotated[int, typer.Option(min=1, help="Per policy.")] = 120,
     layers: Annotated[bool, typer.Option("--layers", help="Of attention-layers, not of those that split.")] = False,
+    operators: Annotated[bool, typer.Option("--operators", help="Of attention-operators, on random graphs.")] = False,
     out: OutFile = None,
 ) -> None:
     """Look for the best parameters of the policies that have no weights on random clusters, with Optuna."""
     from .tuning import tune as look
 
-    give(look(seed=seed, worlds=worlds, trials=trials, layers=layers), out)
+    if layers and operators:
+        raise InputError("--layers", "and --operators exclude each other", "tune one, then the other")
+    work: Work = "layers" if layers else "operators" if operators else "split"
+    give(look(seed=seed, worlds=worlds, trials=trials, work=work), out)
 
 
 @attention.command()
 def score(
     seed: Seed = 7,
-    each: Annotated[int, typer.Option(min=1, help="Clusters of each family.")] = 8,
+    each: Annotated[int, typer.Option(min=0, help="Clusters of each family; 0: none.")] = 8,
     layers_each: Annotated[int, typer.Option(min=0, help="The same, to place layers on; 0: none.")] = 13,
+    operators_each: Annotated[int, typer.Option(min=0, help="The same, to place operators on; 0: none.")] = 13,
     as_json: Json = False,
     out: OutFile = None,
 ) -> None:
-    """Compare attention with the exact split, and over layers with the exact cut, on clusters that it has not seen."""
+    """Compare attention with the exact split, cut and placement, on clusters and graphs that it has not seen."""
     from .scoring import score as judge
 
-    document = judge(seed=seed, each=each, layers_each=layers_each)
-    for found, what in ((document, "clusters"), (document.get("layers"), "clusters to place layers on")):
-        if found is None:
+    if not (each or layers_each or operators_each):
+        raise InputError("--each", "and the others are 0: there is nothing to score", "give one of them at least 1")
+    document = judge(seed=seed, each=each, layers_each=layers_each, operators_each=operators_each)
+    operators = document.get("operators", {})
+    for found, what in (
+        (document, "clusters"),
+        (document.get("layers"), "clusters to place layers on"),
+        (operators.get("small"), "small graphs of operators"),
+        (operators.get("large"), "large graphs of operators"),
+    ):
+        if found is None or "rows" not in found:
             continue
         tabulate(as_json, [_row(row) for row in found["rows"]], f"{found['scenarios']} {what}")
         for family in found["families"]:

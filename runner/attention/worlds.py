@@ -12,9 +12,8 @@ from ...sim.checking import validate
 from ...sim.noise import stream
 from ...sim.spec import Scenario, scenario_from
 from ...sim.workload import Workload
-
-Document = dict[str, Any]
-Span = tuple[float, float]
+from .drawing import Document, Span, pick, span
+from .graphs import Graph, graph_document
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,11 @@ class Family:
     profiled: bool = False
     """Measured times that bend, in place of rooflines."""
     overlaps: bool = False
-    """Whether gradients are synchronised beside the backward pass, which the exact split does not reckon with."""
+    """Whether devices send while they compute; gradients too, which the exact split does not reckon with."""
+    graph: Graph | None = None
+    """A graph of operators in place of a stack of blocks."""
+    part: Span | None = None
+    """Memory of a device, relative to an equal share of all that the step takes; None: as ``room`` says."""
 
 
 FAMILIES: tuple[Family, ...] = (
@@ -76,24 +79,23 @@ def world(family: Family, seed: int, purpose: str, number: int) -> Scenario:
     """One cluster of a family; at least four devices, of two kinds or more."""
     draws = stream(seed, "attention", purpose, family.name, number)
     count = int(draws.integers(family.devices[0], family.devices[1] + 1))
-    batch = max(count, round(count * _span(draws, family.per_device)))
-    workload, model = _catalog_workload(draws, batch) if family.catalog else _workload(draws, batch)
+    batch = max(count, round(count * span(draws, family.per_device)))
+    workload, model = _work(draws, family, batch)
     kinds = _kinds(draws, family, model, count)
     cluster = _cluster(draws, family, kinds, count)
     return scenario_from({"name": f"{family.name} {number}", "cluster": cluster, "workload": workload})
 
 
-def _span(draws: np.random.Generator, span: Span) -> float:
-    return float(np.exp(draws.uniform(np.log(span[0]), np.log(span[1]))))
-
-
-def _pick(draws: np.random.Generator, options: Sequence[Any]) -> Any:
-    return options[int(draws.integers(len(options)))]
+def _work(draws: np.random.Generator, family: Family, batch: int) -> tuple[Document, Workload]:
+    if family.graph is not None:
+        document = graph_document(draws, family.graph, batch, "fp16" if family.catalog else "fp32")
+        return document, validate(Workload, document, "workload")
+    return _catalog_workload(draws, batch) if family.catalog else _workload(draws, batch)
 
 
 def _workload(draws: np.random.Generator, batch: int) -> tuple[Document, Workload]:
     """A stack of equal blocks with a transformer's proportions: 12 d^2 weights, 24 d^2 FLOPs a token."""
-    width = int(_pick(draws, (128, 256, 512, 1024)))
+    width = int(pick(draws, (128, 256, 512, 1024)))
     operator = {"kind": "matmul", "kernels": 8, "flops": [0.0, 24.0 * width**2], "elements": [0.0, 34.0 * width]}
     block = {
         "parameters": 12 * width**2,
@@ -107,7 +109,7 @@ def _workload(draws: np.random.Generator, batch: int) -> tuple[Document, Workloa
     document = {
         "model": {"name": "drawn", "layers": layers},
         "global_batch": batch,
-        "sequence_length": int(_pick(draws, (64, 128, 256, 512))),
+        "sequence_length": int(pick(draws, (64, 128, 256, 512))),
         "dtype": "fp32",
     }
     return document, validate(Workload, document, "workload")
@@ -116,7 +118,7 @@ def _workload(draws: np.random.Generator, batch: int) -> tuple[Document, Workloa
 def _catalog_workload(draws: np.random.Generator, batch: int) -> tuple[Document, Workload]:
     from ...sim.spec import load_model
 
-    model, length = _pick(draws, MODELS)
+    model, length = pick(draws, MODELS)
     document = {"model": model, "global_batch": batch, "sequence_length": length, "dtype": "fp16"}
     return document, validate(Workload, {**document, "model": load_model(model)}, "workload")
 
@@ -126,31 +128,40 @@ def _kinds(draws: np.random.Generator, family: Family, workload: Workload, count
     number = int(draws.integers(2, 5))
     if family.catalog:
         chosen = draws.choice(len(GPUS), size=number, replace=False)
-        return [{"device": GPUS[int(each)], "overlaps": False} for each in chosen]
-    rooms = [_span(draws, family.room) if family.room else 100.0 for _ in range(number)]
-    rooms[0] = max(rooms[0], 1.0) if family.room is None else max(rooms[0], 2.0 * number)
-    kinds = [_kind(draws, family, workload, room * workload.global_batch / count) for room in rooms]
+        return [{"device": GPUS[int(each)], "overlaps": family.overlaps} for each in chosen]
+    kinds = [_kind(draws, family, memory) for memory in _memories(draws, family, workload, number, count)]
     if family.profiled:
         kinds = [{**kind, "profile": _profile(draws, workload)} for kind in kinds]
     return kinds
 
 
-def _kind(draws: np.random.Generator, family: Family, workload: Workload, room: float) -> Document:
-    """A device with memory for so many samples."""
-    peak = _span(draws, (3, 100))
+def _memories(draws: np.random.Generator, family: Family, workload: Workload, number: int, count: int) -> list[float]:
+    """Bytes of each kind of device; the first kind has enough that all together do."""
+    sample, states = workload.activation_bytes_per_sample, workload.state_bytes
+    if family.part is not None:
+        parts = [span(draws, family.part) for _ in range(number)]
+        parts[0] = max(parts[0], 1.5 * number)
+        return [part * (states + workload.global_batch * sample) / count for part in parts]
+    rooms = [span(draws, family.room) if family.room else 100.0 for _ in range(number)]
+    rooms[0] = max(rooms[0], 1.0) if family.room is None else max(rooms[0], 2.0 * number)
+    return [(states + (room * workload.global_batch / count + 1) * sample) * 1.05 for room in rooms]
+
+
+def _kind(draws: np.random.Generator, family: Family, memory_bytes: float) -> Document:
+    peak = span(draws, (3, 100))
     return {
         "peak_tflops": {"fp32": peak},
-        "memory_bandwidth_gb_per_s": 1000 * (peak / 30) ** 0.7 * _span(draws, (0.5, 2)),
-        "memory_gib": (workload.state_bytes + (room + 1) * workload.activation_bytes_per_sample) * 1.05 / 2**30,
-        "launch_overhead_us": _span(draws, family.overhead_us),
+        "memory_bandwidth_gb_per_s": 1000 * (peak / 30) ** 0.7 * span(draws, (0.5, 2)),
+        "memory_gib": memory_bytes / 2**30,
+        "launch_overhead_us": span(draws, family.overhead_us),
         "overlaps": family.overlaps,
     }
 
 
 def _profile(draws: np.random.Generator, workload: Workload) -> Document:
     """Times that grow as fixed + each * n (1 + bend n): larger batches pay off more, or less."""
-    each, bend = _span(draws, (1e-4, 3e-3)), float(draws.uniform(-0.002, 0.01))
-    fixed = each * _span(draws, (0.3, 10))
+    each, bend = span(draws, (1e-4, 3e-3)), float(draws.uniform(-0.002, 0.01))
+    fixed = each * span(draws, (0.3, 10))
     seconds = {size: fixed + each * size * (1 + bend * size) for size in PROFILE_SIZES}
     points = [{"micro_batch": size, "forward_s": s, "backward_s": 2 * s} for size, s in seconds.items()]
     return {"workload": workload.key, "points": points, "optimizer_s": fixed}
@@ -158,8 +169,8 @@ def _profile(draws: np.random.Generator, workload: Workload) -> Document:
 
 def _cluster(draws: np.random.Generator, family: Family, kinds: Sequence[Document], count: int) -> Document:
     """Machines of one kind of device each, one to four devices on each, every kind at least once."""
-    network: Any = {"name": "net", "latency_us": _span(draws, (2, 50))}
-    network |= {"bandwidth_gb_per_s": _span(draws, family.link_gb_per_s)}
+    network: Any = {"name": "net", "latency_us": span(draws, (2, 50))}
+    network |= {"bandwidth_gb_per_s": span(draws, family.link_gb_per_s)}
     nodes: list[Document] = []
     left = count
     while left > 0:
@@ -169,4 +180,4 @@ def _cluster(draws: np.random.Generator, family: Family, kinds: Sequence[Documen
         inner = "pcie-4" if family.catalog else {"name": "in", "latency_us": 5.0, "bandwidth_gb_per_s": 25.0}
         nodes.append({"name": f"node{len(nodes)}", "devices": devices, "link": inner})
         left -= size
-    return {"nodes": nodes, "network": _pick(draws, ETHERNET) if family.catalog else network}
+    return {"nodes": nodes, "network": pick(draws, ETHERNET) if family.catalog else network}

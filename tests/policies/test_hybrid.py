@@ -342,6 +342,17 @@ def test_shipped_scenarios_get_no_slower_plan_than_others_give(name: str) -> Non
         assert mine >= throughput(scenario, plan) / (1 + REGRET)
 
 
+def test_where_a_graph_has_branches_no_placement_is_faster() -> None:
+    """On two unequal cards it is one copy of the model, both cards at work on its branches side by side."""
+    scenario = load_scenario("two-towers")
+    plan = plan_of(scenario)
+    assert plan.schedule == "gpipe"
+    assert len(plan.pipelines) == 1
+    mine = throughput(scenario, plan)
+    for name in ("place-single", "m-topo", "m-etf", "heft", "attention-operators"):
+        assert mine >= throughput(scenario, make_policy(name).allocate(View.of(scenario))) / (1 + REGRET)
+
+
 @pytest.mark.slow
 def test_where_any_other_policy_has_a_plan_it_has_one() -> None:
     """Seeded small scenarios without floors and budgets: of placements, cuts, grids and splits none finds more."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steelyard.policies.exact_schedule import best_timetable
 from steelyard.policies.list_schedules import earliest_finish, earliest_start, in_order, topological_fill
 from steelyard.policies.tasks import NoRoomError, Tasks, Timetable
 
@@ -231,6 +232,101 @@ def test_no_heuristic_beats_the_exhaustive_search(made: Tasks) -> None:
         assert schedule(made).makespan_s >= best
     if len(made.devices) == 1:
         assert earliest_finish(made).makespan_s == best
+
+
+# Branch and bound against the same search
+
+
+def tight(made: Tasks, room: Sequence[float]) -> Tasks:
+    return Tasks(**{**vars_of(made), "room": room})
+
+
+def values(made: Tasks, judge: Any) -> list[float]:
+    """Of all timetables within the room."""
+    tables = [
+        in_order(made, devices, sequence)
+        for devices in itertools.product(made.devices, repeat=made.count)
+        for sequence in orders(made)
+    ]
+    return [judge(table) for table in tables if min(table.left) >= 0]
+
+
+@settings(max_examples=150)
+@given(graphs(most=4, devices=3), st.lists(st.integers(0, 20).map(float), min_size=3, max_size=3))
+def test_branch_and_bound_finds_the_optimum(made: Tasks, room: list[float]) -> None:
+    for each in (made, tight(made, room[: len(made.devices)])):
+        found, known = best_timetable(each), values(each, lambda table: table.makespan_s)
+        assert found.proven
+        assert found.value == min(known, default=math.inf)
+        assert (found.table is None) == (not known)
+        if found.table is not None:
+            check(found.table)
+            assert found.table.makespan_s == found.value
+
+
+@settings(max_examples=60)
+@given(graphs(most=4, devices=3), st.randoms(use_true_random=False))
+def test_branch_and_bound_minimises_any_value_above_the_makespan(made: Tasks, random: Any) -> None:
+    """A judge that adds something for every device and order; an operator that some device must not have."""
+    more: dict[Any, float] = {}
+    banned = random.randrange(made.count), random.randrange(len(made.devices))
+
+    def judge(table: Timetable) -> float:
+        key = tuple(tuple(slot.task for slot in lane) for lane in table.lanes)
+        return table.makespan_s + more.setdefault(key, float(random.randint(0, 9)))
+
+    def fits(devices: Sequence[int], task: int) -> bool:
+        return devices[banned[0]] != banned[1]
+
+    allowed = min(values(made, lambda table: judge(table) if fits(table.device, 0) else math.inf))
+    found = best_timetable(made, judge, fits=fits)
+    assert found.proven
+    assert found.value == allowed
+
+
+@settings(max_examples=100)
+@given(graphs(most=4, devices=3), st.data())
+def test_branch_and_bound_adds_the_updates_of_a_ways_first_device(made: Tasks, data: st.DataObject) -> None:
+    """As a judge that looks at every way through edges and lanes, written down again here."""
+    few = st.lists(st.integers(0, 9).map(float), min_size=len(made.devices), max_size=len(made.devices))
+    updates = [data.draw(few) for _ in range(made.count)]
+
+    def judge(table: Timetable) -> float:
+        worst = table.makespan_s
+        before = {b.task: a.task for lane in table.lanes for a, b in itertools.pairwise(lane)}
+        for first in made.devices:
+
+            def end(task: int, first: int = first) -> float:
+                here = table.device[task]
+                ways = [end(before[task], first)] if task in before else []
+                ways += [end(s, first) + (0.0 if table.device[s] == here else 15.0) for s in made.inputs[task]]
+                return max([0.0 if here == first else -math.inf, *ways]) + made.seconds[task][here]
+
+            own = sum(updates[slot.task][first] for slot in table.lanes[first])
+            worst = max(worst, max(map(end, range(made.count))) + own)
+        return worst
+
+    made = Tasks(**{**vars_of(made), "transfer_s": lambda *_: 15.0, "mean_transfer_s": lambda *_: 15.0})
+    found = best_timetable(made, judge, updates=updates)
+    assert found.proven
+    assert found.value == min(values(made, judge))
+
+
+@given(graphs(most=5, devices=4, equal=True))
+def test_devices_that_can_be_exchanged_are_tried_once(made: Tasks) -> None:
+    assert best_timetable(made, alike=[0] * len(made.devices)).value == best_timetable(made).value
+
+
+@settings(max_examples=60)
+@given(graphs(most=6, devices=3))
+def test_a_search_knows_what_it_has_not_seen(made: Tasks) -> None:
+    """From a known value on, nothing but what beats it; with little time, no proof; no heuristic is better."""
+    best = best_timetable(made)
+    assert best_timetable(made, known=best.value) == type(best)(None, best.value, True)
+    assert best_timetable(made, known=2 * best.value + 1, within=0.5).value <= 2 * best.value + 1
+    assert not best_timetable(made, most=1).proven
+    for schedule in SCHEDULERS:
+        assert schedule(made).makespan_s >= best.value
 
 
 def test_heft_is_nearer_to_the_optimum_than_the_others_where_devices_differ() -> None:

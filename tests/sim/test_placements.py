@@ -15,6 +15,7 @@ from steelyard.policies._base import canonical
 from steelyard.policies.graphs import tasks_of
 from steelyard.policies.list_schedules import earliest_finish, earliest_start, topological_fill
 from steelyard.sim import memory
+from steelyard.sim.bounds import critical_path_s, work_bound_s
 from steelyard.sim.engine import simulate
 from steelyard.sim.plan import Infeasible, Pipeline, Plan, Replica, Stage
 from steelyard.sim.spec import Scenario
@@ -111,6 +112,7 @@ def test_any_placement_in_any_order_takes_as_long_as_by_hand(
     made = plan(devices, sizes, order, schedule)
     launch = build.run(scenario, made, steps=2)
     assert launch.ends[0] == pytest.approx(by_hand(world, devices, order, sizes, schedule))
+    assert launch.ends[0] >= work_bound_s(scenario) * (1 - 1e-9)
     peaks = memory.peak(scenario.workload, made)
     assert launch.activations == {name: peaks[name].activations for name in launch.activations}
     assert set(launch.activations) == {f"d{own}" for own in devices}
@@ -162,6 +164,13 @@ def fork_s(build: Any, devices: list[int], late: float = 0.0, **changes: Any) ->
 def test_branches_on_two_devices_overlap(build: Any) -> None:
     assert fork_s(build, [0, 0, 0, 0]) == 3 * (1 + 2 + 3 + 1)
     assert fork_s(build, [0, 1, 0, 0]) == 3 * (1 + 3 + 1)
+
+
+def test_the_bound_knows_that_branches_may_run_side_by_side(build: Any) -> None:
+    """One sample's longest way is by the longer branch, there and back; the shorter one is beside it."""
+    scenario = FORK.scenario(build)
+    assert critical_path_s(scenario) == pytest.approx(3 * (1 + 3 + 1))
+    assert fork_s(build, [0, 1, 0, 0]) == pytest.approx(work_bound_s(scenario))
 
 
 def test_a_message_that_is_late_makes_its_reader_wait(build: Any) -> None:
@@ -222,8 +231,11 @@ def test_a_policys_timetable_is_what_the_engine_does(build: Any, world: World, n
         assert step_s == pytest.approx(table.makespan_s)
 
 
+OTHERS = ["place-single", "m-topo(balanced=false)", "attention-operators", "attention-operators(order=ready, memory=1)"]
+
+
 @FEW
-@given(worlds(), st.sampled_from([*sorted(POLICIES), "place-single", "m-topo(balanced=false)"]), st.data())
+@given(worlds(), st.sampled_from([*sorted(POLICIES), *OTHERS]), st.data())
 def test_policies_keep_within_any_memory(build: Any, world: World, name: str, data: st.DataObject) -> None:
     """A valid plan, or a reason; with parameters, activations and receive buffers that matter."""
     batch = data.draw(st.integers(1, 4))
