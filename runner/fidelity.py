@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..results.errors import InputError
+from ..results.errors import InputError, WorkerFailedError
 from ..sim.device import Device
 from ..sim.engine import simulate
 from ..sim.operators import LayerCalls, OperatorTable, calibrated_profile
@@ -19,11 +19,11 @@ from ..sim.view import Fixed
 from ..sim.workload import Workload
 from .datasheet import datasheet_cluster, lanes_gpus
 from .devices import NamedLane, fingerprint
-from .operators import read_tables, tables_path
+from .operators import at_present_speed, read_tables, tables_path
 
 
 def others(
-    scenario: Scenario, plans: Iterable[Plan], runs: Path, *, force: bool = False
+    scenario: Scenario, plans: Iterable[Plan], runs: Path, *, force: bool = False, gauge: bool = False
 ) -> tuple[dict[str, Scenario], list[str]]:
     """The scenario at the fidelities below the profiled one, as far as this host allows, and what it does not allow.
 
@@ -32,6 +32,7 @@ def others(
         plans: those that will be predicted: the model's kernels are captured at the sizes of their micro-batches.
         runs: the folder in which tables of operators lie.
         force: use tables of another machine.
+        gauge: scale the tables of operators to the lanes' present speed, by models that are not the scenario's.
     """
     found: dict[str, Scenario] = {}
     notes = []
@@ -40,8 +41,12 @@ def others(
     except InputError as error:
         notes.append(f"no datasheet prediction: {error}")
     try:
-        found["calibrated"] = at_calibrated(scenario, tables_of(scenario, runs, force=force), sizes_of(plans))
-    except InputError as error:
+        tables = tables_of(scenario, runs, force=force)
+        if gauge:
+            tables, drifted = at_present_speed(_lanes(scenario), tables)
+            notes += drifted
+        found["calibrated"] = at_calibrated(scenario, tables, sizes_of(plans))
+    except (InputError, WorkerFailedError) as error:
         notes.append(f"no calibrated prediction: {error}")
     return found, notes
 

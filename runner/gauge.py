@@ -120,17 +120,27 @@ class Gauged:
         """
         if not self.scenario.replay.gauge_launches:
             return self.scenario, []
-        drift = Drift.of(self.scenario, self.launches, but)
-        off = {name: 1 + each / 100 for name, each in drift.percent.items() if abs(each) > NOISE_PERCENT}
-        strange = {name for name, factor in off.items() if not 1 / MOST_FACTOR <= factor <= MOST_FACTOR}
-        factors = {name: factor for name, factor in off.items() if name not in strange}
-        notes = [
-            f"{name} takes {factor:.2f} times as long as calibrated: "
-            + ("its tables are not of this lane, calibrate again" if name in strange else "its tables are scaled by it")
-            for name, factor in off.items()
-        ]
+        percent = Drift.of(self.scenario, self.launches, but).percent
+        factors, notes = beyond_noise({name: 1 + each / 100 for name, each in percent.items()}, "{} takes")
         cluster = slowed(self.scenario.cluster, factors)
         return self.scenario.model_copy(update={"cluster": cluster}), notes
+
+
+def beyond_noise(factors: Mapping[str, float], who: str) -> tuple[dict[str, float], list[str]]:
+    """Which lanes' tables are to be scaled, by what, and a note on each that is off.
+
+    Args:
+        factors: how many times as long as by its table each lane takes now.
+        who: the note's first words, with ``{}`` for the lane.
+    """
+    off = {name: factor for name, factor in factors.items() if abs(factor - 1) > NOISE_PERCENT / 100}
+    strange = {name for name, factor in off.items() if not 1 / MOST_FACTOR <= factor <= MOST_FACTOR}
+    notes = [
+        f"{who.format(name)} {factor:.2f} times as long as calibrated: "
+        + ("its tables are not of this lane, calibrate again" if name in strange else "its tables are scaled by it")
+        for name, factor in off.items()
+    ]
+    return {name: factor for name, factor in off.items() if name not in strange}, notes
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from pydantic import Field
@@ -24,6 +25,7 @@ from ..sim.spec import parse_file
 from ..sim.workload import Facts, Spec
 from .calibrate import Report
 from .devices import NamedLane, fingerprint
+from .gauge import beyond_noise
 from .launch import LaunchResult, Task, require_torch, run_group
 
 MOST_FLOPS = 0.4e9
@@ -187,7 +189,12 @@ def operator_tasks(dtype: str) -> list[Task]:
         }
         for grid in grids()
     ]
-    passes: list[Task] = [
+    return ROUNDS * (timed + pass_tasks(dtype))
+
+
+def pass_tasks(dtype: str) -> list[Task]:
+    """One task per small model."""
+    return [
         {
             "op": "reference",
             "dtype": dtype,
@@ -200,7 +207,45 @@ def operator_tasks(dtype: str) -> list[Task]:
         }
         for config, samples, tokens in REFERENCES
     ]
-    return ROUNDS * (timed + passes)
+
+
+def at_present_speed(
+    lanes: Sequence[NamedLane], tables: Mapping[str, OperatorTable]
+) -> tuple[dict[str, OperatorTable], list[str]]:
+    """The tables with the lanes as fast as they are now, by passes of the same small models, and a note on each change.
+
+    A host that others use was seen to be 15 % slower half an hour later. No scenario's model runs for this.
+
+    Args:
+        lanes: of the scenario's cluster, all at once.
+        tables: theirs; those without the seconds of their passes stay as they are.
+
+    Raises:
+        WorkerFailedError: a lane died meanwhile.
+    """
+    told = {name: table.passes_s for name, table in tables.items() if len(table.passes_s) == len(REFERENCES)}
+    if not told:
+        return dict(tables), []
+    tasks = ROUNDS * pass_tasks(next(iter(tables.values())).dtype)
+    launch = run_group(lanes, tasks, {}, timeout_s=TIMEOUT_S)
+    factors = {
+        lane.name: median(now / then for now, then in zip(passes_s(launch, rank), told[lane.name], strict=True))
+        for rank, lane in enumerate(lanes)
+        if lane.name in told
+    }
+    scaling, notes = beyond_noise(factors, "operators on {} take")
+    return {name: table.scaled(scaling.get(name, 1.0)) for name, table in tables.items()}, notes
+
+
+def passes_s(launch: LaunchResult, rank: int) -> list[float]:
+    """A lane's seconds of each small model, forward and backward: the shortest of the rounds."""
+    return [forward + backward for forward, backward in _passes(launch, rank)]
+
+
+def _passes(launch: LaunchResult, rank: int) -> list[list[float]]:
+    """The same in two parts."""
+    times = [(answer["forward_s"], answer["backward_s"]) for _, answer in launch.of("reference", rank)]
+    return [shortest(times[number :: len(REFERENCES)]) for number in range(len(REFERENCES))]
 
 
 def shortest(rounds: Iterable[Sequence[float]]) -> list[float]:
@@ -228,11 +273,9 @@ def build_table(
     chosen, answers = grids(), [answer["seconds"] for _, answer in launch.of("operators", rank)]
     measured = [_grid(grid, shortest(answers[number :: len(chosen)])) for number, grid in enumerate(chosen)]
     bare = OperatorTable(dtype=dtype, grids=measured)  # type: ignore[arg-type]  # pydantic checks the name
-    passes = [(answer["forward_s"], answer["backward_s"]) for _, answer in launch.of("reference", rank)]
     forward = [PassWork.of(bare, [layer.forward for layer in each]) for each in captured]
     backward = [PassWork.of(bare, [layer.backward for layer in each]) for each in captured]
-    seconds = [shortest(passes[number :: len(captured)]) for number in range(len(captured))]
-    seconds_f, seconds_b = [each[0] for each in seconds], [each[1] for each in seconds]
+    seconds_f, seconds_b = zip(*_passes(launch, rank), strict=True)
     residuals = [
         (m_f + m_b) / (f + b) - 1
         for m_f, m_b, f, b in zip(
@@ -244,6 +287,7 @@ def build_table(
             "forward": _repeated(fit_surplus(forward, seconds_f), repeat),
             "backward": _repeated(fit_surplus(backward, seconds_b), repeat),
             "residuals": residuals,
+            "passes_s": passes_s(launch, rank),
         }
     )
 

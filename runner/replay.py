@@ -281,8 +281,8 @@ def foretell(
     entries, same = distinct_entries(gauge.at_present_speed()[0], policies)
     present, drifted = gauge.at_present_speed(but=sizes_in(plans_of(entries)))
     tell(drifted, report)
-    # Of the lanes' present speed the weaker fidelities know nothing: it was gauged with the model.
-    weaker, missing = others(scenario, plans_of(entries), runs)
+    # What was gauged with the model the weaker fidelities do not know: operators are gauged apart.
+    weaker, missing = others(scenario, plans_of(entries), runs, gauge=scenario.replay.gauge_launches > 0)
     folder, told = runs / study_name(scenario, seed), [*notes, *drifted, *same, *missing]
     entries, sealed = predict(hold_out(present, plans_of(entries)), entries, folder, seed, told, weaker=weaker)
     report(f"{len(entries)} plans predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
@@ -436,7 +436,8 @@ def hold_out(scenario: Scenario, plans: Iterable[Plan]) -> Scenario:
     Raises:
         InputError: fewer than three points of a device are left.
     """
-    sizes = sizes_in(plans)
+    plans = list(plans)
+    sizes, staged = sizes_in(plans), staged_sizes_in(plans)
 
     def reduce(device: Any) -> Any:
         if device.profile is None:
@@ -448,7 +449,7 @@ def hold_out(scenario: Scenario, plans: Iterable[Plan]) -> Scenario:
                 f"has {len(kept.points)} micro-batch sizes that no replayed plan uses",
                 f"at least {LEAST_POINTS} are needed: replay fewer plans, or use a larger global batch",
             )
-        return device.model_copy(update={"profile": kept, "layer_profile": layers_without(device, sizes)})
+        return device.model_copy(update={"profile": kept, "layer_profile": layers_without(device, sizes, staged)})
 
     nodes = [
         node.model_copy(update={"devices": [reduce(device) for device in node.devices]})
@@ -467,16 +468,23 @@ def sizes_in(plans: Iterable[Plan]) -> set[int]:
     return {size for plan in plans for pipeline in plan.pipelines for size in pipeline.micro_batches}
 
 
-def layers_without(device: Device, sizes: set[int]) -> LayerProfile | None:
+def staged_sizes_in(plans: Iterable[Plan]) -> set[int]:
+    """The same of pipelines with several stages alone: what a stage takes beyond its layers was measured in one."""
+    piped = (pipeline for plan in plans for pipeline in plan.pipelines if len(pipeline.stages) > 1)
+    return {size for pipeline in piped for size in pipeline.micro_batches}
+
+
+def layers_without(device: Device, sizes: set[int], staged: set[int]) -> LayerProfile | None:
     """A device's times by layer without some micro-batch sizes; None where too few are left to tell a size from them.
 
-    The whole model's times, and the roofline's shares of them, then stand for a stage's.
+    The whole model's times, and the roofline's shares of them, then stand for a stage's. What a pass of a stage takes
+    more is kept unless plans have ``staged`` its size in a pipeline, too.
     """
     if device.layer_profile is None:
         return None
     kept = [point for point in device.layer_profile.points if point.micro_batch not in sizes]
-    staged = device.layer_profile.stage_pass
-    update = {"points": kept, "stage_pass": staged if staged and staged.micro_batch not in sizes else None}
+    found = device.layer_profile.stage_pass
+    update = {"points": kept, "stage_pass": found if found and found.micro_batch not in staged else None}
     return device.layer_profile.model_copy(update=update) if len(kept) >= LEAST_POINTS else None
 
 

@@ -250,13 +250,22 @@ class _Run:
         """Noise and disturbances together, for some steps from this one on."""
         slow = [factors_at(self.scenario.disturbances, step) for step in range(self.step, self.step + steps)]
         found = Factors(syncs={number: row[self.step :] for number, row in noise.syncs.items()})
+        for number, sync in enumerate(program.syncs):
+            names = {name for worker in sync.workers for member in program.workers[worker].members for name in member}
+            summing = [name for name in names if self.scenario.cluster.by_name[name].sums_itself]
+            if any(name in each for name in summing for each in slow):
+                own = found.syncs.get(number)
+                found.syncs[number] = [
+                    max(each.get(name, 1.0) for name in summing) * (own[step] if own else 1.0)
+                    for step, each in enumerate(slow)
+                ]
         for worker in program.workers:
             per_step = len(worker.stages) * len(worker.classes)
             for member in worker.members:
                 name = member[0]
-                own, update = noise.compute.get(name), noise.optimizer.get(name)
+                computing, update = noise.compute.get(name), noise.optimizer.get(name)
                 found.compute[name] = [
-                    each.get(name, 1.0) * (own[(self.step + step) * per_step + place] if own else 1.0)
+                    each.get(name, 1.0) * (computing[(self.step + step) * per_step + place] if computing else 1.0)
                     for step, each in enumerate(slow)
                     for place in range(per_step)
                 ]

@@ -258,6 +258,11 @@ class Device(Spec):
         return self.overlaps and self.lane is None
 
     @property
+    def sums_itself(self) -> bool:
+        """Whether its own processor does its part of a collective, and takes longer for it when it is slowed down."""
+        return self.lane is not None and self.lane.torch_device == "cpu"
+
+    @property
     def memory_bytes(self) -> float:
         """Bytes that the model may use: memory less the framework's overhead."""
         return (self.memory_gib - self.overhead_gib) * GIB

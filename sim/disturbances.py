@@ -23,7 +23,7 @@ class Disturbance(Spec):
     until_step: Count | None = None
     """``slowdown``: the first step without it (None: it lasts); ``drift``: the first step with all of it."""
     factor: Positive | None = None
-    """On the time of forward, backward and optimizer."""
+    """On the time of forward, backward and optimizer; on a processor's lane of collectives, too, which it computes."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

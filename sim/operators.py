@@ -73,6 +73,11 @@ class OperatorGrid(Spec):
             found[place] = max(least, math.exp(sum(carried) / len(carried)))
         return tuple(found.values())
 
+    def scaled(self, factor: float) -> OperatorGrid:
+        """The grid of a device on which everything takes so many times as long."""
+        seconds = [factor * each for each in self.seconds]
+        return OperatorGrid(kind=self.kind, axes=self.axes, powers=self.powers, seconds=seconds)
+
     def _step(self, near: Sequence[int], axis: int) -> float:
         sizes = self.axes[axis]
         return float((sizes[near[axis] + 1] / sizes[near[axis]]) ** self.powers[axis])
@@ -125,6 +130,10 @@ class Surplus(Spec):
     call_s: NonNegative = 0.0
     factor: Positive = 1.0
 
+    def scaled(self, factor: float) -> Surplus:
+        """The surplus of a device on which everything takes so many times as long: its kernels do, too."""
+        return Surplus(call_s=factor * self.call_s, factor=self.factor)
+
 
 class OperatorTable(Spec):
     """All that was measured of operators on one device, in one dtype."""
@@ -135,6 +144,8 @@ class OperatorTable(Spec):
     backward: Surplus = Field(default_factory=Surplus)
     residuals: list[Residual] = Field(default_factory=list)
     """measured / fitted - 1 of the passes that the surplus was fitted to, each left out of the fit that judges it."""
+    passes_s: list[Positive] = Field(default_factory=list)
+    """Seconds of those passes, forward and backward: what tells later how fast the device is then."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -149,6 +160,17 @@ class OperatorTable(Spec):
     def by_kind(self) -> dict[str, OperatorGrid]:
         """The grids by their kinds."""
         return {grid.kind: grid for grid in self.grids}
+
+    def scaled(self, factor: float) -> OperatorTable:
+        """The table of a device on which everything takes so many times as long."""
+        return OperatorTable(  # anew: a copy would keep what was derived from the seconds before
+            dtype=self.dtype,
+            grids=[grid.scaled(factor) for grid in self.grids],
+            forward=self.forward.scaled(factor),
+            backward=self.backward.scaled(factor),
+            residuals=self.residuals,
+            passes_s=[factor * seconds for seconds in self.passes_s],
+        )
 
 
 class Call(NamedTuple):

@@ -93,7 +93,7 @@ class Sharded(ZeroRedundancyOptimizer):
     def _hand_round(self) -> None:
         """Everybody gets everybody's weights."""
         group, pending = self.process_group, []
-        for rank, groups in enumerate(self._partition_parameters()):  # type: ignore[no-untyped-call]  # in no stub
+        for rank, groups in enumerate(self._partition_parameters()):  # type: ignore[attr-defined]  # in no stub
             weights = [weight.detach() for each in groups for weight in each["params"]]
             if not weights:
                 continue  # more members than weights
@@ -102,7 +102,7 @@ class Sharded(ZeroRedundancyOptimizer):
             pending.append((dist.broadcast(flat, source, group=group, async_op=True), flat, weights))
         for sent, flat, weights in pending:
             sent.wait()
-            parts = flat.split([weight.numel() for weight in weights])
+            parts = torch.split(flat, [weight.numel() for weight in weights])
             torch._foreach_copy_(weights, [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)])
 
 

@@ -243,3 +243,19 @@ def test_segments_carry_stage_and_micro_batch_in_the_schedules_order(bert: Workl
             assert [number for kind, number in work if kind == "backward"] == [0, 1, 2, 3]
             assert work[:2] == ([("forward", 0), ("backward", 0)] if stage == 1 else [("forward", 0), ("forward", 1)])
             assert all(one[3] <= other[2] for one, other in itertools.pairwise(step))
+
+
+@pytest.mark.slow
+def test_sharded_updates_give_everybody_everybodys_weights(bert: Workload, tmp_path: Path) -> None:
+    """Losses of later steps are those of the same plan without sharding: who missed an update would have others."""
+    job, data = job_of(bert, Training(data="random"), tmp_path, seed=0)
+    lanes = [NamedLane(name=name) for name in NAMES[:2]]
+    found = {}
+    for zero in (0, 1):
+        made = division(plan(pipeline("a", [], [9, 3]), pipeline("b", [], [12]), zero=zero), bert, NAMES)
+        task = {"op": "block", "index": 0, "round": 0, "warmup": 1, "steps": 6, "offset": 0, **made}
+        launch = run_group(lanes, [task], job, timeout_s=120, data=data)
+        parts = [answer["losses"] for rank in (0, 1) for _, answer in launch.of("block", rank)]
+        found[zero] = [sum(each) for each in zip(*parts, strict=True)]
+    assert len(set(found[0])) > 1
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

@@ -14,9 +14,13 @@ from steelyard.runner.fidelity import at_calibrated, at_datasheet, others, sizes
 from steelyard.runner.launch import LaunchResult, Task, run_group
 from steelyard.runner.operators import (
     REFERENCES,
+    ROUNDS,
+    at_present_speed,
     build_table,
     grids,
     operator_tasks,
+    pass_tasks,
+    passes_s,
     reference_calls,
     tables_path,
     write_tables,
@@ -105,3 +109,26 @@ def test_every_kind_can_be_timed_on_real_lanes(lanes: list[NamedLane]) -> None:
         told = [times for _, times in launch.of("reference", rank)]
         assert [times["dtype"] for times in told] == ["torch.float32", "torch.bfloat16"]
         assert all(min(times["forward_s"], times["backward_s"]) > 0 for times in told)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("then", "most", "told"), [(0.6, 2.0, ""), (1e-3, 1.0, "not of this lane")])
+def test_tables_are_scaled_by_what_their_lanes_small_models_take_now(
+    table: OperatorTable, lanes: list[NamedLane], then: float, most: float, told: str
+) -> None:
+    """On real lanes: tables of a faster day are scaled, those that cannot be of these lanes are left alone."""
+    launch = run_group(lanes, ROUNDS * pass_tasks("fp32"), {}, timeout_s=60)
+    made = {
+        lane.name: table.model_copy(update={"passes_s": [then * each for each in passes_s(launch, rank)]})
+        for rank, lane in enumerate(lanes)
+    }
+    scaled, notes = at_present_speed(lanes, made)
+    grown = [scaled[name].grids[0].seconds[0] / before.grids[0].seconds[0] for name, before in made.items()]
+    assert all(1.0 <= each <= most for each in grown)
+    assert len(notes) == len(lanes)
+    assert all(told in note for note in notes)
+
+
+def test_tables_that_do_not_say_how_fast_their_lanes_were_stay(table: OperatorTable, lanes: list[NamedLane]) -> None:
+    bare = {lane.name: table.model_copy(update={"passes_s": []}) for lane in lanes}
+    assert at_present_speed(lanes, bare) == (bare, [])

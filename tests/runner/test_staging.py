@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from steelyard.runner.launch import LaunchResult, Task
+from steelyard.runner.replay import hold_out
 from steelyard.runner.staging import stage_pass, staging_tasks
-from steelyard.sim.device import LayerPoint, LayerProfile
+from steelyard.sim.device import Device, LayerPoint, LayerProfile, StagePass
+from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
+from steelyard.sim.spec import Scenario
 from steelyard.sim.workload import Workload
 
 SIZES = [2, 6, 10, 14]
@@ -112,3 +115,46 @@ def test_what_a_lane_spends_on_messages_that_lie_there_counts_and_what_it_waits_
     assert found is not None
     assert found.forward_s == pytest.approx(handling[0] if ready else 0.0, abs=1e-9)
     assert found.backward_s == pytest.approx(handling[1], abs=1e-9)
+
+
+def test_only_pipelines_of_the_size_do_without_what_a_pass_takes_more(tiny_scenario: Scenario) -> None:
+    """Data parallelism with micro-batches of that size says nothing of stages, and may know them."""
+    layers = len(tiny_scenario.workload.layers)
+
+    def staged(device: Device) -> Device:
+        points = [
+            LayerPoint(
+                micro_batch=point.micro_batch,
+                forward_s=[point.forward_s / layers] * layers,
+                backward_s=[point.backward_s / layers] * layers,
+                optimizer_s=[0.0] * layers,
+            )
+            for point in (device.profile.points if device.profile else ())
+        ]
+        profile = LayerProfile(
+            model=tiny_scenario.workload.model.name,
+            sequence_length=tiny_scenario.workload.sequence_length,
+            dtype="fp32",
+            points=points,
+            stage_pass=StagePass(micro_batch=5, forward_s=1e-3, backward_s=1e-3),
+        )
+        return device.model_copy(update={"layer_profile": profile})
+
+    (node,) = tiny_scenario.cluster.nodes
+    nodes = [node.model_copy(update={"devices": list(map(staged, node.devices))})]
+    scenario = tiny_scenario.model_copy(update={"cluster": tiny_scenario.cluster.model_copy(update={"nodes": nodes})})
+    one, other = (device.name for device in node.devices)
+    alone = [
+        Pipeline(stages=[Stage(first=0, last=layers, replicas=[Replica(devices=[name])])], micro_batches=[5])
+        for name in (one, other)
+    ]
+    stages = [
+        Stage(first=0, last=1, replicas=[Replica(devices=[one])]),
+        Stage(first=1, last=layers, replicas=[Replica(devices=[other])]),
+    ]
+    piped = Plan(pipelines=[Pipeline(stages=stages, micro_batches=[5, 5])], schedule="1f1b")
+    for plans, kept in (([Plan(pipelines=alone)], True), ([piped], False), ([Plan(pipelines=alone), piped], False)):
+        for device in hold_out(scenario, plans).cluster.devices:
+            assert device.layer_profile is not None
+            assert (device.layer_profile.stage_pass is not None) == kept
+            assert 5 not in {point.micro_batch for point in device.layer_profile.points}

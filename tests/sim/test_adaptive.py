@@ -16,6 +16,7 @@ from steelyard.results.errors import InputError
 from steelyard.results.record import LEDGER_LINES
 from steelyard.results.store import FILES, read_run, write_run
 from steelyard.sim import adaptive, engine
+from steelyard.sim.device import Lane
 from steelyard.sim.disturbances import Disturbance, Rebalance, factors_at, gone_at
 from steelyard.sim.plan import Pipeline, Plan, PlanError, Replica, Stage
 from steelyard.sim.spec import Sampling, Scenario, Variation, scenario_from
@@ -86,6 +87,25 @@ def test_a_device_alone_takes_what_its_factors_say(build: Any, data: st.DataObje
     scenario = world(build, events, devices=1)
     expected = sum(18 * factors_at(scenario.disturbances, step).get("d0", 1.0) for step in range(STEPS))
     assert total_s(scenario, make_policy("uniform")) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("torch_device", ["cpu", "cuda:0", None])
+def test_a_slowed_processor_is_slower_in_collectives_too(build: Any, torch_device: str | None) -> None:
+    """1000 parameters over 1 KB/s: the all-reduce, of which a lane's processor does its part, takes 3 times as long."""
+    slowdown = {"kind": "slowdown", "device": "d0", "from_step": 5, "factor": 3.0}
+    scenario = world(build, [slowdown], parameters=1000, gb_per_s=1e-6)
+    if torch_device is not None:
+        lane = Lane(torch_device=torch_device)
+        nodes = [
+            node.model_copy(update={"devices": [each.model_copy(update={"lane": lane}) for each in node.devices]})
+            for node in scenario.cluster.nodes
+        ]
+        scenario = scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+    (course,) = adaptive.run_courses(scenario, make_policy("uniform"), seed=0, launches=1)
+    before, after = (course.ends[step + 1] - course.ends[step] for step in (2, 8))
+    all_reduce_s = before - 9
+    assert all_reduce_s > 1
+    assert after == pytest.approx(27 + all_reduce_s * (3 if torch_device == "cpu" else 1))
 
 
 def test_a_drift_grows_by_equal_steps_and_stays() -> None:

@@ -21,6 +21,7 @@ from steelyard.sim.operators import (
     call_s,
     estimate,
     optimizer_s,
+    pass_s,
 )
 from steelyard.sim.spec import load_scenario
 from steelyard.sim.workload import Workload
@@ -139,6 +140,17 @@ def test_a_devices_times_say_that_they_are_calibrated_and_stages_add_up(workload
     assert whole.fidelity == device_cost(device, workload).fidelity == "calibrated"
     assert whole.forward_s == pytest.approx(sum(part.forward_s for part in parts))
     assert whole.guessed_s == 0.0
+
+
+@given(factor=st.floats(0.1, 10))
+def test_a_scaled_table_takes_so_many_times_as_long_whatever_was_read_of_it_before(factor: float) -> None:
+    own = table(forward=Surplus(call_s=1e-5, factor=1.5), passes_s=[1.0, 2.0])
+    calls = [Call("mul", (400.0,), 400.0, times=3), Call("softmax", (40.0, 300.0), 12000.0), Call("sort", (9.0,), 9e9)]
+    before = estimate(own, calls)
+    after = estimate(own.scaled(factor), calls)
+    assert after.seconds == pytest.approx(factor * before.seconds)
+    assert pass_s(after, own.scaled(factor).forward) == pytest.approx(factor * pass_s(before, own.forward))
+    assert own.scaled(factor).passes_s == pytest.approx([factor, 2 * factor])
 
 
 def test_an_update_of_no_parameters_is_free_and_more_take_longer() -> None:
