@@ -247,15 +247,13 @@ def test_segments_carry_stage_and_micro_batch_in_the_schedules_order(bert: Workl
 
 @pytest.mark.slow
 def test_sharded_updates_give_everybody_everybodys_weights(bert: Workload, tmp_path: Path) -> None:
-    """Losses of later steps are those of the same plan without sharding: who missed an update would have others."""
+    """After steps of it, everybody's part still sums up to one process's gradient: nobody has weights of his own."""
     job, data = job_of(bert, Training(data="random"), tmp_path, seed=0)
     lanes = [NamedLane(name=name) for name in NAMES[:2]]
-    found = {}
-    for zero in (0, 1):
-        made = division(plan(pipeline("a", [], [9, 3]), pipeline("b", [], [12]), zero=zero), bert, NAMES)
-        task = {"op": "block", "index": 0, "round": 0, "warmup": 1, "steps": 6, "offset": 0, **made}
-        launch = run_group(lanes, [task], job, timeout_s=120, data=data)
-        parts = [answer["losses"] for rank in (0, 1) for _, answer in launch.of("block", rank)]
-        found[zero] = [sum(each) for each in zip(*parts, strict=True)]
-    assert len(set(found[0])) > 1
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    plain, sharded = (
+        division(plan(pipeline("a", [], [9, 3]), pipeline("b", [], [12]), zero=zero), bert, NAMES) for zero in (0, 1)
+    )
+    trained = {"op": "block", "index": 0, "round": 0, "warmup": 1, "steps": 4, "offset": 0, **sharded}
+    launch = run_group(lanes, [trained, {"op": "prove", **plain}], job, timeout_s=120, data=data)
+    ((_, answer),) = launch.of("prove", 0)
+    assert answer["error"] <= MOST_GRADIENT_ERROR
