@@ -222,12 +222,14 @@ class _Recurrence:
         self.clocks[number] = clock
 
     def _send(self, micro_batch: int, clock: float, sends: list[Delivery], todo: list[int]) -> None:
-        """Messages, each as soon as its channel is free; a worker that waits for one can go on."""
+        """Messages, each as soon as its channel is free, at once if it takes no time; who waits for one can go on."""
         free, spans, log, trace = self.free, self.spans, self.log, self.trace
         for channel, busy_s, latency_s, target, base in sends:
-            begin = free[channel]
-            begin = max(begin, clock)
-            end = free[channel] = begin + busy_s
+            if busy_s or latency_s:
+                begin = max(free[channel], clock)
+                end = free[channel] = begin + busy_s
+            else:
+                begin = end = clock
             if log is not None:
                 log[len(self.tasks) + channel].append(end)
             if channel in spans and busy_s:

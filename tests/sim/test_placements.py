@@ -150,6 +150,17 @@ def test_long_steps_of_placements(build: Any, schedule: str, devices: list[int])
     assert step_s == pytest.approx(by_hand(world, devices, range(4), sizes, schedule))
 
 
+def test_a_message_of_nothing_overtakes_those_that_are_under_way(build: Any) -> None:
+    """Layer 6 on another device hands gradients to layers 0, 1 and 5; that for 1 takes 1 s, and 5 need not wait for it.
+
+    Forward passes take 3.5 s and so do backward ones; what layer 1 gets is there before its turn comes.
+    """
+    world = World([[], [0], [0], [0], [0], [0, 1, 4], [0, 1, 5]], [[0.5] * 7] * 2, [[0.5] * 7] * 2, [0.0, 0.0])
+    outputs = [0.0, 1e9 / 4, 0.0, 0.0, 0.0, 0.0, 0.0]
+    scenario = world.scenario(build, 1, outputs=outputs, gb_per_s=1.0)
+    assert build.step_s(scenario, plan([0] * 6 + [1], [1], range(7), "gpipe")) == pytest.approx(7.0)
+
+
 # Two branches, written out: a stem of 1 s, branches of 2 s and 3 s, a join of 1 s; backward passes of twice that
 
 FORK = World([[], [0], [0], [1, 2]], [[1.0, 2.0, 3.0, 1.0]] * 2, [[2.0, 4.0, 6.0, 2.0]] * 2, [0.0, 0.0])
