@@ -147,7 +147,8 @@ def start_worker(room: Room, rank: int, place: Path) -> Worker:
             stdin=subprocess.PIPE,  # closes when this process dies, however it dies: the worker's sign to end
             stdout=subprocess.PIPE,
             stderr=output,
-            env=worker_environment(room.lane, room.interface),
+            # torch makes a folder for what it compiles as soon as it is imported, and leaves it.
+            env={**worker_environment(room.lane, room.interface), "TORCHINDUCTOR_CACHE_DIR": str(place / "compiled")},
             start_new_session=True,
             cwd=place,
         )

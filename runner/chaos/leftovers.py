@@ -188,7 +188,7 @@ def _ports(seen: Sightings) -> Iterator[str]:
 
 def _files(seen: Sightings) -> Iterator[str]:
     for each in sorted(seen.marker.iterdir()):
-        yield f"{each} is still there"
+        yield f"{each.relative_to(seen.marker.parents[1])} is still there"
 
 
 def _namespace(pid: int) -> int:
