@@ -395,7 +395,8 @@ def chaos_lines() -> list[str]:
         f"{found['misnamed']} culprits misnamed, {found['late']} noticed later than stated, "
         f"{len(found['left_behind'])} processes, groups, namespaces or folders left behind, "
         f"{len(found['exposed_listeners'])} listeners to be reached from outside. "
-        "What is noticed when, and what is kept: [faults](docs/faults.md)."
+        + (f"In detail: {'; '.join(found['problems'])}. " if found["problems"] else "")
+        + "What is noticed when, and what is kept: [faults](docs/faults.md)."
     ]
 
 
