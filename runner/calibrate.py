@@ -186,7 +186,10 @@ def calibration_sizes(workload: Workload, lanes: int) -> list[int]:
     count = SIZES_PER_LANE * lanes + 1
     step = (LARGEST - SMALLEST) / (count - 1)
     sizes = {max(1, round((SMALLEST + number * step) * largest)) for number in range(count)}
-    kept = sorted(sizes - {workload.global_batch // lanes, -(-workload.global_batch // lanes)})
+    equal = {workload.global_batch // lanes, -(-workload.global_batch // lanes)}
+    if max(sizes) in equal:
+        sizes.add(max(equal) + 1)  # what goes must not leave the largest of the plans' sizes outside
+    kept = sorted(sizes - equal)
     return kept if len(kept) >= 3 else [1, 2, 3]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from steelyard.results.errors import InputError
 from steelyard.runner import calibrate as module
@@ -61,6 +61,7 @@ def calibration(tiny_scenario: Scenario, tmp_path: Path) -> Calibration:
 # ---- sizes ----
 
 
+@example(1007, 475, 2)  # the largest size is an equal split's
 @given(st.integers(1, 5000), st.none() | st.integers(1, 600), st.integers(1, 8))
 def test_calibrated_sizes_span_what_a_plan_can_ask_for(batch: int, most: int | None, lanes: int) -> None:
     workload = _workload(batch, most)

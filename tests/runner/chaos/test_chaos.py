@@ -245,8 +245,10 @@ def test_what_a_launch_still_holds_is_found_and_what_the_next_one_has_is_not(tmp
 
 
 def test_a_file_that_was_left_is_found(tmp_path: Path) -> None:
-    (tmp_path / "steelyard-abc").mkdir()
-    assert left_behind(Sightings(tmp_path)) == [f"{tmp_path / 'steelyard-abc'} is still there"]
+    """By its place in the run: what comes of it is published."""
+    marker = tmp_path / "undisturbed" / "tmp"
+    (marker / "steelyard-abc").mkdir(parents=True)
+    assert left_behind(Sightings(marker)) == ["undisturbed/tmp/steelyard-abc is still there"]
 
 
 def on_another_machine(scenario: Scenario) -> Scenario:
