@@ -126,18 +126,21 @@ class Gauged:
         return self.scenario.model_copy(update={"cluster": cluster}), notes
 
 
-def beyond_noise(factors: Mapping[str, float], who: str) -> tuple[dict[str, float], list[str]]:
+def beyond_noise(
+    factors: Mapping[str, float], who: str, mend: str = "calibrate again"
+) -> tuple[dict[str, float], list[str]]:
     """Which lanes' tables are to be scaled, by what, and a note on each that is off.
 
     Args:
         factors: how many times as long as by its table each lane takes now.
         who: the note's first words, with ``{}`` for the lane.
+        mend: what to do about tables that are too far off.
     """
     off = {name: factor for name, factor in factors.items() if abs(factor - 1) > NOISE_PERCENT / 100}
     strange = {name for name, factor in off.items() if not 1 / MOST_FACTOR <= factor <= MOST_FACTOR}
     notes = [
         f"{who.format(name)} {factor:.2f} times as long as calibrated: "
-        + ("its tables are not of this lane, calibrate again" if name in strange else "its tables are scaled by it")
+        + (f"its tables are not of this lane, {mend}" if name in strange else "its tables are scaled by it")
         for name, factor in off.items()
     ]
     return {name: factor for name, factor in off.items() if name not in strange}, notes

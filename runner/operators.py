@@ -40,6 +40,9 @@ ROUNDS, STEPS = 2, 5
 """Everything is timed in so many rounds, and the shortest time counts: neighbours lengthen, never shorten.
 Each small model runs so many steps a round."""
 
+ANEW = "run `steelyard calibrate --operators --again`"
+"""The mend for tables that are not good for this machine or this version."""
+
 PRODUCTS = ("mm nn", "mm nt", "mm tn", "addmm nn", "addmm nt")
 ROWWISE = ("layer_norm", "layer_norm backward", "softmax", "softmax backward", "mean", "sum rows")
 FLAT_KINDS = (
@@ -218,14 +221,19 @@ def at_present_speed(
 
     Args:
         lanes: of the scenario's cluster, all at once.
-        tables: theirs; those without the seconds of their passes stay as they are.
+        tables: theirs; those without the seconds of their passes stay as they are, and a note says so.
 
     Raises:
         WorkerFailedError: a lane died meanwhile.
     """
     told = {name: table.passes_s for name, table in tables.items() if len(table.passes_s) == len(REFERENCES)}
+    untold = [
+        f"operators on {name} are not gauged: their tables do not say how, {ANEW}"
+        for name in tables
+        if name not in told
+    ]
     if not told:
-        return dict(tables), []
+        return dict(tables), untold
     tasks = ROUNDS * pass_tasks(next(iter(tables.values())).dtype)
     launch = run_group(lanes, tasks, {}, timeout_s=TIMEOUT_S)
     factors = {
@@ -233,8 +241,8 @@ def at_present_speed(
         for rank, lane in enumerate(lanes)
         if lane.name in told
     }
-    scaling, notes = beyond_noise(factors, "operators on {} take")
-    return {name: table.scaled(scaling.get(name, 1.0)) for name, table in tables.items()}, notes
+    scaling, notes = beyond_noise(factors, "operators on {} take", ANEW)
+    return {name: table.scaled(scaling.get(name, 1.0)) for name, table in tables.items()}, [*notes, *untold]
 
 
 def passes_s(launch: LaunchResult, rank: int) -> list[float]:
@@ -355,16 +363,15 @@ def read_tables(path: Path, *, force: bool = False) -> dict[str, OperatorTable]:
         InputError: damaged, of another version, or of another machine (unless ``force``).
     """
     document = parse_file(path)
-    mend = "run `steelyard calibrate --operators --again`"
     if document.get("schema_version") != 1:
-        raise InputError(str(path), "is not a table of operators of this version", mend)
+        raise InputError(str(path), "is not a table of operators of this version", ANEW)
     found = validate(OperatorFile, document, str(path), prefix=f"{path}: ")
     here = fingerprint()
     differing = sorted(key for key in here if here[key] != found.fingerprint.get(key))
     if differing and not force:
         key = differing[0]
         what = f"{key} is {here[key]!r} here, {found.fingerprint.get(key)!r} there"
-        raise InputError(str(path), f"was measured on another machine: {what}", mend)
+        raise InputError(str(path), f"was measured on another machine: {what}", ANEW)
     return found.tables
 
 

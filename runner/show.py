@@ -59,15 +59,25 @@ def print_table(console: Console, rows: Sequence[Mapping[str, Any]], title: str 
 
 
 def _side_by_side(rows: Sequence[Mapping[str, Any]], width: int) -> list[list[str]]:
-    """The rows' keys in groups whose columns fit a width, later groups led by the first key that differs by row."""
-    keys = list(rows[0])
-    lead = next((key for key in keys if len({text(row[key]) for row in rows}) == len(rows)), keys[0])
+    """The rows' keys in groups whose columns fit a width, each later group led by the keys that name the rows."""
+    lead = _naming(rows, width)
     found: list[list[str]] = [[]]
-    for key in keys:
-        if found[-1] not in ([], [lead]) and _room([*found[-1], key], rows, width) < 0:
-            found.append([lead])
-        found[-1].append(key)
+    for key in rows[0]:
+        if set(found[-1]) - set(lead) and _room([*found[-1], key], rows, width) < 0:
+            found.append([*lead])
+        if key not in found[-1]:
+            found[-1].append(key)
     return found
+
+
+def _naming(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """The first key of words that differ by row; else the first two, if they do together and leave room for more."""
+    keys = list(rows[0])
+    for key in keys:
+        if all(isinstance(row[key], str) for row in rows) and len({row[key] for row in rows}) == len(rows):
+            return [key]
+    pairs = {tuple(text(row[key]) for key in keys[:2]) for row in rows}
+    return keys[:2] if len(pairs) == len(rows) and 2 * _room(keys[:2], rows, width) > width else keys[:1]
 
 
 def _widths(rows: Sequence[Mapping[str, Any]], width: int) -> list[int]:

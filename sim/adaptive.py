@@ -256,7 +256,7 @@ class _Run:
             if any(name in each for name in summing for each in slow):
                 own = found.syncs.get(number)
                 found.syncs[number] = [
-                    max(each.get(name, 1.0) for name in summing) * (own[step] if own else 1.0)
+                    max(1.0, *(each.get(name, 1.0) for name in summing)) * (own[step] if own else 1.0)
                     for step, each in enumerate(slow)
                 ]
         for worker in program.workers:

@@ -1,8 +1,8 @@
 """Staging: a pass of a pipeline's stage takes longer than its layers do within a step of the whole model.
 
-The schedule keeps books, a neighbour's message has taken the cache, and memory holds more micro-batches at once. On
-lanes: 0.2 to 0.5 ms a pass, nearly whatever its size; so it is seconds, not a factor. Devices without such a
-measurement have none of it, which is what every datasheet's do.
+The schedule keeps books, a neighbour's message has taken the cache, memory holds more micro-batches at once, and
+messages are taken and sent off. On lanes: 0.2 to 1 ms a pass, nearly whatever its size; so it is seconds, not a factor.
+Devices without such a measurement have none of it, which is what every datasheet's do.
 """
 
 from __future__ import annotations

@@ -91,19 +91,20 @@ class Sharded(ZeroRedundancyOptimizer):
         self.part.handed_s = (begin, self.part.member.mark())
 
     def _hand_round(self) -> None:
-        """Everybody gets everybody's weights."""
-        group, pending = self.process_group, []
+        """Everybody gets everybody's weights; one member's at a time, so that only its part is held twice."""
+        group = self.process_group
         for rank, groups in enumerate(self._partition_parameters()):  # type: ignore[attr-defined]  # in no stub
             weights = [weight.detach() for each in groups for weight in each["params"]]
             if not weights:
                 continue  # more members than weights
-            flat = torch.cat([weight.flatten() for weight in weights])
-            source = dist.get_global_rank(group, rank)
-            pending.append((dist.broadcast(flat, source, group=group, async_op=True), flat, weights))
-        for sent, flat, weights in pending:
-            sent.wait()
-            parts = torch.split(flat, [weight.numel() for weight in weights])
-            torch._foreach_copy_(weights, [part.view_as(weight) for part, weight in zip(parts, weights, strict=True)])
+            if rank == self.rank:
+                flat = torch.cat([weight.flatten() for weight in weights])
+            else:
+                flat = weights[0].new_empty(sum(weight.numel() for weight in weights))
+            dist.broadcast(flat, dist.get_global_rank(group, rank), group=group)
+            if rank != self.rank:
+                parts = torch.split(flat, [weight.numel() for weight in weights])
+                torch._foreach_copy_(weights, [part.view_as(own) for part, own in zip(parts, weights, strict=True)])
 
 
 class Staged:

@@ -38,6 +38,18 @@ def test_further_tables_are_led_by_the_column_that_names_the_rows() -> None:
     assert [line.count("hybrid") for line in printed.getvalue().splitlines() if "hybrid" in line] == [1] * 3
 
 
+def test_rows_that_two_columns_name_together_are_led_by_both() -> None:
+    rows = [
+        {"run": run, "device": device, "ms": index, **{f"figure-{n}": 10**20 for n in range(4)}}
+        for index, (run, device) in enumerate([("one", "near"), ("one", "far"), ("two", "near"), ("two", "far")])
+    ]
+    printed = io.StringIO()
+    print_table(Console(file=printed, width=64, force_terminal=True, color_system=None), rows)
+    lines = [line.replace("│", " ").split()[:2] for line in printed.getvalue().splitlines() if "near" in line]
+    assert len(lines) > 2
+    assert all(line in (["one", "near"], ["two", "near"]) for line in lines)
+
+
 def test_no_rows_are_no_table() -> None:
     printed = io.StringIO()
     print_table(Console(file=printed, width=60, force_terminal=True), [])

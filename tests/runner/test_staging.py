@@ -90,28 +90,29 @@ def test_who_is_no_stage_has_none(tiny_workload: Workload) -> None:
     assert stage_pass([LaunchResult(launch.tasks, [*launch.answers, [{}]])], 2, table(tiny_workload)) is None
 
 
-@given(handling=st.tuples(extras, extras), ready=st.booleans())
+@given(handling=st.tuples(extras, extras), first_s=st.sampled_from([0.0, 1.0]), message_s=st.sampled_from([0.0, 1.0]))
 def test_what_a_lane_spends_on_messages_that_lie_there_counts_and_what_it_waits_for_does_not(
-    tiny_workload: Workload, handling: tuple[float, float], ready: bool
+    tiny_workload: Workload, handling: tuple[float, float], first_s: float, message_s: float
 ) -> None:
-    """The first stage is far ahead, or always behind by more than a message takes to handle."""
+    """The first stage is far ahead, or always behind; or its messages take longer than passes, one after the other."""
+    ready = not first_s and not message_s
     (task,) = staging_tasks(tiny_workload, SIZES, 2)
     last = task["program"]["pipelines"][0]["stages"][1]
     part = sum(SHARES[last["first"] : last["last"]])
-    first_s = 0.0 if ready else 1.0
     ahead = [("forward", number, first_s * number, first_s * number + 1e-6, 0.0) for number in range(3)]
-    behind, clock = [], 0.0
+    behind, clock, there = [], 0.0, 0.0
     for way, seconds, gap in (("forward", FORWARD_S, handling[0]), ("backward", BACKWARD_S, handling[1])):
         for number in range(3):
             if way == "forward":
-                clock = max(clock, ahead[number][3])
+                there = max(there, ahead[number][3]) + message_s
+                clock = max(clock, there)
             behind.append((way, number, clock + gap, clock + gap + part * seconds, 0.0))
             clock = behind[-1][3]
     count = task["turns"] * task["steps"]
     whole = [step_of(FORWARD_S, BACKWARD_S)] * count
     first = [*ahead, *(("backward", number, clock, clock + 1e-6, 0.0) for number in range(3))]
     answers: list[list[Task]] = [[{"steps": [each] * count, "whole": whole}] for each in (first, behind)]
-    found = stage_pass([LaunchResult([task], answers)], 1, table(tiny_workload))
+    found = stage_pass([LaunchResult([task], answers)], 1, table(tiny_workload), message_s)
     assert found is not None
     assert found.forward_s == pytest.approx(handling[0] if ready else 0.0, abs=1e-9)
     assert found.backward_s == pytest.approx(handling[1], abs=1e-9)
