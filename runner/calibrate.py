@@ -21,7 +21,6 @@ from ..sim.device import (
     Profile,
     ProfilePoint,
 )
-from ..sim.measured import interpolate
 from ..sim.noise import stream
 from ..sim.spec import Calibrating, Replay, Training
 from ..sim.workload import Workload
@@ -42,7 +41,7 @@ from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .layering import build_layer_profile
 from .linking import REPEATS, WORK, build_messages, groups_of, message_tasks
 from .resolving import job_of, workload_of
-from .staging import message_bytes, stage_pass, staging_tasks
+from .staging import message_s, stage_pass, staging_tasks
 from .waking import waking_points, waking_tasks
 
 START_S = 8.0
@@ -203,6 +202,7 @@ def build_cluster(
     """Tables from raw results: per launch, the tasks and each rank's answers."""
     offer_of = {offer.lane.name: offer for offer in offers}
     messages = build_messages(lanes, results)
+    under_way_s = message_s(workload, results, messages)
     devices = []
     for rank, lane in enumerate(lanes):
         offer = offer_of[lane.name]
@@ -216,7 +216,7 @@ def build_cluster(
                 source={"peak_tflops": "measured", "memory_bandwidth_gb_per_s": "measured", "memory_gib": "measured"},
                 lane=unnamed(lane),
                 profile=(profile := build_profile(workload, results, rank)),
-                layer_profile=_layer_profile(workload, results, rank, profile, messages),
+                layer_profile=_layer_profile(workload, results, rank, profile, under_way_s),
             )
         )
     collectives = [build_collective(workload, lanes, results, ranks) for ranks in groups_of(len(lanes))]
@@ -327,14 +327,10 @@ def _layer_profile(
     results: Sequence[LaunchResult],
     rank: int,
     profile: Profile,
-    messages: Sequence[CollectiveTable],
+    under_way_s: float,
 ) -> LayerProfile | None:
     found = build_layer_profile(workload, results, rank, profile)
-    if found is None:
-        return None
-    size_bytes = message_bytes(workload, [point.micro_batch for point in profile.points])
-    slowest_s = max((interpolate(table.points, size_bytes) for table in messages), default=0.0)
-    return found.model_copy(update={"stage_pass": stage_pass(results, rank, found, slowest_s)})
+    return found and found.model_copy(update={"stage_pass": stage_pass(results, rank, found, under_way_s)})
 
 
 def _tasks(

@@ -25,10 +25,15 @@ def groups_of(lanes: int) -> list[list[int]]:
     return [everybody, *pairs] if lanes > 1 else []
 
 
+def largest_message_bytes(workload: Workload, samples: int) -> float:
+    """Bytes of the largest message between stages that a micro-batch of so many samples makes, whatever the cut."""
+    widest = max(at(layer.output_elements, workload.sequence_length) for layer in workload.layers)
+    return widest * workload.element_bytes * samples
+
+
 def message_sizes(workload: Workload) -> list[int]:
     """Bytes of messages between stages: from a kilobyte to beyond what a global batch hands on, by factors of 4."""
-    widest = max(at(layer.output_elements, workload.sequence_length) for layer in workload.layers)
-    top = widest * workload.element_bytes * workload.global_batch
+    top = largest_message_bytes(workload, workload.global_batch)
     sizes = [2**10]
     while sizes[-1] < top:
         sizes.append(sizes[-1] * 4)

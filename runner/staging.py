@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from ..sim.device import LayerProfile, StagePass
+from ..sim.device import CollectiveTable, LayerProfile, StagePass
+from ..sim.measured import interpolate
 from ..sim.plan import PlanError
-from ..sim.workload import Workload, at
+from ..sim.workload import Workload
 from .execution import Program, refuse_family
 from .launch import LaunchResult, Task
+from .linking import largest_message_bytes
 
 PLACE = 1
 """Among the calibrated sizes, from the smallest."""
@@ -41,10 +43,11 @@ def staging_tasks(workload: Workload, sizes: Sequence[int], lanes: int) -> list[
     return [{"op": "stages", "micro_batch": size, "program": program, "ranks": ranks, "turns": TURNS, "steps": STEPS}]
 
 
-def message_bytes(workload: Workload, sizes: Sequence[int]) -> float:
-    """Bytes of the largest message between stages in that pipeline, whatever the cut."""
-    widest = max(at(layer.output_elements, workload.sequence_length) for layer in workload.layers)
-    return float(widest * workload.element_bytes * sorted(sizes)[PLACE])
+def message_s(workload: Workload, results: Sequence[LaunchResult], messages: Sequence[CollectiveTable]) -> float:
+    """Seconds that a message of that pipeline is under way at most, by the tables of all pairs of lanes."""
+    size = next((task["micro_batch"] for task in results[0].tasks if task["op"] == "stages"), 0)
+    size_bytes = largest_message_bytes(workload, size)
+    return max((interpolate(table.points, size_bytes) for table in messages), default=0.0) if size else 0.0
 
 
 def _pipeline(layers: int, stages: int, sizes: list[int]) -> Program:
@@ -54,7 +57,7 @@ def _pipeline(layers: int, stages: int, sizes: list[int]) -> Program:
 
 
 def stage_pass(
-    results: Sequence[LaunchResult], rank: int, layers: LayerProfile, message_s: float = 0.0
+    results: Sequence[LaunchResult], rank: int, layers: LayerProfile, under_way_s: float = 0.0
 ) -> StagePass | None:
     """One lane's: what its passes take longer, and what it spends between them on messages.
 
@@ -65,7 +68,7 @@ def stage_pass(
         results: of the calibration's launches.
         rank: of the lane.
         layers: its table by layer.
-        message_s: seconds that a message between stages is under way at most.
+        under_way_s: what :func:`message_s` says.
 
     Returns:
         None where the lane was no stage, or the table has no such size.
@@ -87,11 +90,11 @@ def stage_pass(
             for task, answer in answers
             for piped, whole in zip(*(_turns(answer[key], task["steps"]) for key in ("steps", "whole")), strict=True)
         ]
-        found.append(_shown(turns) + _handling_s(results, rank, way, message_s))
+        found.append(_shown(turns) + _handling_s(results, rank, way, under_way_s))
     return StagePass(micro_batch=task["micro_batch"], forward_s=found[0], backward_s=found[1])
 
 
-def _handling_s(results: Sequence[LaunchResult], rank: int, way: str, message_s: float) -> float:
+def _handling_s(results: Sequence[LaunchResult], rank: int, way: str, under_way_s: float) -> float:
     """Median seconds from the end of a lane's pass to the begin of its next, where it need not wait for a message.
 
     Taking a message that lies there and sending one off keep a processor for tenths of a millisecond. What it waits for
@@ -103,19 +106,19 @@ def _handling_s(results: Sequence[LaunchResult], rank: int, way: str, message_s:
         for answers in zip(*(launch.of("stages", each) for each in range(len(launch.answers))), strict=True)
         if rank in (ranks := answers[0][0]["ranks"])
         for step in zip(*(answers[each][1]["steps"] for each in ranks), strict=True)
-        for gap in _gaps(step, ranks.index(rank), way, message_s)
+        for gap in _gaps(step, ranks.index(rank), way, under_way_s)
     ]
     return median(gaps) if gaps else 0.0
 
 
-def _gaps(step: Sequence[Sequence[Sequence[Any]]], place: int, way: str, message_s: float) -> Iterator[float]:
+def _gaps(step: Sequence[Sequence[Sequence[Any]]], place: int, way: str, under_way_s: float) -> Iterator[float]:
     """Seconds before those passes of a stage whose message was there when the pass before began, or that need none.
 
     Args:
         step: per stage, its segments.
         place: of the stage.
         way: of the passes.
-        message_s: how long a message is under way, of which several may be on the same link.
+        under_way_s: how long a message is under way, of which several may be on the same link.
     """
     giver = place - 1 if way == "forward" else place + 1
     given = step[giver] if 0 <= giver < len(step) else ()
@@ -123,7 +126,7 @@ def _gaps(step: Sequence[Sequence[Sequence[Any]]], place: int, way: str, message
     free = -math.inf
     for kind, number, _, end, *_ in given:
         if kind == way:
-            handed[number] = free = max(free, end) + message_s
+            handed[number] = free = max(free, end) + under_way_s
     passes = [each for each in step[place] if each[0] in ("forward", "backward")]
     for (_, _, begun, over, *_), (kind, number, start, *_) in itertools.pairwise(passes):
         if kind == way and handed.get(number, begun) <= begun:

@@ -250,13 +250,14 @@ class _Run:
         """Noise and disturbances together, for some steps from this one on."""
         slow = [factors_at(self.scenario.disturbances, step) for step in range(self.step, self.step + steps)]
         found = Factors(syncs={number: row[self.step :] for number, row in noise.syncs.items()})
-        for number, sync in enumerate(program.syncs):
-            names = {name for worker in sync.workers for member in program.workers[worker].members for name in member}
-            summing = [name for name in names if self.scenario.cluster.by_name[name].sums_itself]
-            if any(name in each for name in summing for each in slow):
+        by_name = self.scenario.cluster.by_name
+        summing = {name for each in slow for name in each if by_name[name].sums_itself}
+        for number, sync in enumerate(program.syncs) if summing else ():
+            members = (member for worker in sync.workers for member in program.workers[worker].members)
+            if slower := summing & {name for member in members for name in member}:
                 own = found.syncs.get(number)
                 found.syncs[number] = [
-                    max(1.0, *(each.get(name, 1.0) for name in summing)) * (own[step] if own else 1.0)
+                    max(1.0, *(each.get(name, 1.0) for name in slower)) * (own[step] if own else 1.0)
                     for step, each in enumerate(slow)
                 ]
         for worker in program.workers:

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, settings
 from steelyard.sim.spec import Scenario, scenario_from
 from steelyard.sim.workload import Workload
 
-# No deadline: a shared host stalls for longer than any example takes, and a slow example is no defect.
 # Tables are as wide as what they hold, whatever the terminal is that tests run in; who tests widths sets one.
 os.environ.pop("COLUMNS", None)
 
+# No deadline: a shared host stalls for longer than any example takes, and a slow example is no defect.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.register_profile("nightly", parent=settings.get_profile("default"), derandomize=False, max_examples=2000)
