@@ -7,6 +7,8 @@ from typing import Any
 
 from .launch import LaunchResult, Task
 
+MAX_RESIDUALS = 101
+"""Residuals are kept as so many quantiles: the same distribution in a file that stays small."""
 LEAST_QUIET = 2
 """Undisturbed steps of a size in a launch that are enough to leave the disturbed ones out."""
 
@@ -33,3 +35,11 @@ def step_blocks(launch: LaunchResult, rank: int, op: str = "profile") -> list[tu
 def spent_s(step: Sequence[Sequence[Any]], *kinds: str) -> float:
     """Seconds of some kinds of segment in a step."""
     return float(sum(end - start for kind, _, start, end, *_ in step if kind in kinds))
+
+
+def thin(residuals: Sequence[float]) -> list[float]:
+    """At most :data:`MAX_RESIDUALS` quantiles of a sample: the same distribution, a smaller file."""
+    ordered = sorted(residuals)
+    if len(ordered) <= MAX_RESIDUALS:
+        return ordered
+    return [ordered[round(index * (len(ordered) - 1) / (MAX_RESIDUALS - 1))] for index in range(MAX_RESIDUALS)]

@@ -12,9 +12,6 @@ from ..results.errors import InputError
 from ..sim.checking import validate
 from ..sim.device import (
     Cluster,
-    CollectiveKind,
-    CollectivePoint,
-    CollectiveTable,
     Device,
     Lane,
     LayerProfile,
@@ -24,7 +21,7 @@ from ..sim.device import (
 from ..sim.noise import stream
 from ..sim.spec import Calibrating, Replay, Training
 from ..sim.workload import Workload
-from .blocks import quiet_steps, spent_s, step_blocks
+from .blocks import quiet_steps, spent_s, step_blocks, thin
 from .calibrations import (
     Calibration,
     calibration_path,
@@ -34,12 +31,22 @@ from .calibrations import (
     write_calibration,
 )
 from .declared import declared, lanes_from
-from .devices import NamedLane, Offer, backend_of, default_lanes, passes_on
+from .devices import NamedLane, Offer, default_lanes, passes_on
 from .hosts.machines import further_lanes, study_fingerprint
 from .isolation.machines import machines
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .layering import build_layer_profile
-from .linking import REPEATS, WORK, build_messages, groups_of, message_tasks
+from .linking import (
+    REPEATS,
+    SHARDING,
+    WORK,
+    build_collective,
+    build_messages,
+    collective_sizes,
+    groups_of,
+    in_steps,
+    message_tasks,
+)
 from .resolving import job_of, workload_of
 from .staging import message_s, stage_pass, staging_tasks
 from .waking import waking_points, waking_tasks
@@ -48,16 +55,11 @@ START_S = 8.0
 """What a group of workers takes to start, for the estimate of the time needed."""
 BLOCKS_PER_PLAN = 3
 """Blocks that a plan is measured in within one launch (the default of ``replay.rounds``)."""
-MAX_RESIDUALS = 101
-"""Residuals are kept as so many quantiles: the same distribution in a file that stays small."""
 SMALLEST, LARGEST = 0.06, 1.06
 """Calibrated micro-batch sizes span these shares of the largest that a plan can have."""
 SIZES_PER_LANE = 4
 """Sizes grow with the lanes: the more lanes, the more sizes are a plan's and must not predict it."""
 PROBE_LANES_S = 15.0
-SHARDING: tuple[CollectiveKind, ...] = ("reduce_scatter", "all_gather")
-"""Collectives of sharded states, measured over all lanes."""
-
 Report = Callable[[str], None]
 Tick = Callable[[int, int], None]
 """Progress: tasks done, tasks in all."""
@@ -219,7 +221,8 @@ def build_cluster(
                 layer_profile=_layer_profile(workload, results, rank, profile, under_way_s),
             )
         )
-    collectives = [build_collective(workload, lanes, results, ranks) for ranks in groups_of(len(lanes))]
+    apart = [build_collective(workload, lanes, results, ranks) for ranks in groups_of(len(lanes))]
+    collectives = in_steps(apart, workload, results)
     measured = {task["op"] for task in results[0].tasks}
     everybody = range(len(lanes))
     collectives += [
@@ -277,48 +280,6 @@ def launch_offsets(offsets: Sequence[Sequence[float]], group: int = BLOCKS_PER_P
     return found
 
 
-def build_collective(
-    workload: Workload,
-    lanes: Sequence[NamedLane],
-    results: Sequence[LaunchResult],
-    ranks: Sequence[int],
-    kind: CollectiveKind = "all_reduce",
-) -> CollectiveTable:
-    """The table of a collective over some lanes: from the last entry to the last exit, median of the launches' medians.
-
-    Its noise is that of sizes near the gradients': a call that takes microseconds varies by far more of itself.
-    """
-    launches = [_collective_s(launch, ranks, kind) for launch in results]
-    medians = {size: [median(launch[size]) for launch in launches] for size in sorted(launches[0])}
-    overall = {size: median(each) for size, each in medians.items()}
-    near = [size for size in overall if workload.gradient_bytes / 3 <= size <= workload.gradient_bytes * 3]
-    near = near or [max(overall)]
-    residuals = [
-        seconds / medians[size][number] - 1
-        for size in near
-        for number, launch in enumerate(launches)
-        for seconds in launch[size]
-    ]
-    return CollectiveTable(
-        kind=kind,
-        backend=backend_of(lane.torch_device for lane in lanes),
-        devices=[lanes[rank].name for rank in ranks],
-        points=[CollectivePoint(bytes=size, seconds=seconds) for size, seconds in overall.items()],
-        step_residuals=thin(residuals),
-        launch_residuals=[
-            median(medians[size][number] / overall[size] - 1 for size in near) for number in range(len(launches))
-        ],
-    )
-
-
-def thin(residuals: Sequence[float]) -> list[float]:
-    """At most :data:`MAX_RESIDUALS` quantiles of a sample: the same distribution, a smaller file."""
-    ordered = sorted(residuals)
-    if len(ordered) <= MAX_RESIDUALS:
-        return ordered
-    return [ordered[round(index * (len(ordered) - 1) / (MAX_RESIDUALS - 1))] for index in range(MAX_RESIDUALS)]
-
-
 # ---- inner parts ----
 
 
@@ -369,15 +330,6 @@ def _tasks(
     return tasks
 
 
-def collective_sizes(workload: Workload) -> list[int]:
-    """Sizes to measure: powers of two from 16 KiB to beyond the gradients', which fall between two of them."""
-    top = max(workload.gradient_bytes, 2**16)
-    sizes = [2**14]
-    while sizes[-1] < top:
-        sizes.append(sizes[-1] * 4 if sizes[-1] * 8 < top else sizes[-1] * 2)
-    return [size for size in sizes if size != workload.gradient_bytes] + [sizes[-1] * 2]
-
-
 def _optimizer_s(launch: LaunchResult, rank: int) -> float:
     """Median over blocks, of all sizes alike: the larger one is, the less of the states a cache still holds."""
     blocks = [[spent_s(step, "optimizer") for step in quiet_steps(answer)] for _, answer in launch.of("profile", rank)]
@@ -394,18 +346,6 @@ def _rest_s(launch: LaunchResult, rank: int) -> float:
 def _between_s(step: Sequence[Sequence[Any]], following: Sequence[Sequence[Any]]) -> float:
     """From the begin of a step to that of the next, less its segments."""
     return float(following[0][2] - step[0][2] - sum(end - start for _, _, start, end, *_ in step))
-
-
-def _collective_s(launch: LaunchResult, ranks: Sequence[int], kind: CollectiveKind) -> dict[int, list[float]]:
-    """Seconds of every collective over some ranks by size: from the last one's entry to the last one's exit."""
-    found: dict[int, list[float]] = {}
-    for per_rank in zip(*(launch.of(kind, rank) for rank in ranks), strict=True):
-        if per_rank[0][0]["ranks"] != list(ranks):
-            continue
-        calls = zip(*(answer["times"] for _, answer in per_rank), strict=True)
-        seconds = [max(end for _, end in call) - max(start for start, _ in call) for call in calls]
-        found.setdefault(per_rank[0][0]["bytes"], []).extend(seconds)
-    return found
 
 
 def _contended(results: Sequence[LaunchResult]) -> float:

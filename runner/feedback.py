@@ -23,7 +23,7 @@ from ..sim.measured import interpolate
 from ..sim.plan import Plan
 from ..sim.residuals import Bias, HeldOut, Key, Residual, fit_biases, held_out
 from ..sim.workload import Workload
-from .calibrate import MAX_RESIDUALS
+from .blocks import MAX_RESIDUALS
 from .calibrations import Calibration, refined_path
 from .replay import LEAST_POINTS
 

@@ -16,15 +16,12 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from steelyard.results.errors import InputError
 from steelyard.runner import calibrate as module
+from steelyard.runner.blocks import MAX_RESIDUALS, thin
 from steelyard.runner.calibrate import (
     BLOCKS_PER_PLAN,
-    MAX_RESIDUALS,
-    build_collective,
     build_profile,
     calibrate,
     calibration_sizes,
-    collective_sizes,
-    thin,
 )
 from steelyard.runner.calibrations import (
     Calibration,
@@ -35,6 +32,7 @@ from steelyard.runner.calibrations import (
 )
 from steelyard.runner.devices import NamedLane, fingerprint
 from steelyard.runner.launch import LaunchResult, Task
+from steelyard.runner.linking import build_collective, collective_sizes, in_steps
 from steelyard.runner.resolving import job_of, resolver, workload_of
 from steelyard.sim import cost
 from steelyard.sim.measured import interpolate
@@ -218,6 +216,26 @@ def test_waiting_for_the_last_to_enter_is_not_the_collectives_time(lag: float, s
     for point in table.points:
         assert point.seconds == pytest.approx(seconds, rel=1e-6)
     assert interpolate(table.points, 2**15) == pytest.approx(seconds, rel=1e-6)
+
+
+@given(st.floats(0.2, 5.0), st.floats(0.0, 0.5), st.integers(1, 4))
+def test_all_reduces_are_as_slow_as_in_steps_whatever_their_splits(factor: float, wait: float, steps: int) -> None:
+    """Blocks sum gradients ``factor`` times as slowly; who comes first waits, which is not the collective's time."""
+    workload, lanes = _workload(30, None), [NamedLane(name="a"), NamedLane(name="b")]
+    apart = collective_launch({size: 1e-4 + 1e-9 * size for size in BYTES}, 0.1)
+    table = build_collective(workload, lanes, [apart], [0, 1])
+    inside_s = factor * interpolate(table.points, workload.gradient_bytes)
+    ends = [("forward", 0, 0.0, 1.0, 1.0, 0), ("communication", -1, 1.0, 1.0 + wait + inside_s, 0.0, -1)]
+    late = [("forward", 0, 0.0, 1.0 + wait, 1.0, 0), ("communication", -1, 1.0 + wait, 1.0 + wait + inside_s, 0.0, -1)]
+    block = LaunchResult([{"op": "block"}], [[{"steps": [ends] * steps}], [{"steps": [late] * steps}]])
+    both = LaunchResult(
+        [*apart.tasks, *block.tasks], [[*a, *b] for a, b in zip(apart.answers, block.answers, strict=True)]
+    )
+    (found,) = in_steps([table], workload, [both, apart])
+    for point, before in zip(found.points, table.points, strict=True):
+        assert point.seconds == pytest.approx(factor * before.seconds, rel=1e-6)
+    assert in_steps([table], workload, [apart]) == [table]
+    assert in_steps([], workload, [both]) == []
 
 
 @given(st.lists(st.floats(-0.9, 10.0), min_size=1, max_size=1000))
