@@ -61,12 +61,18 @@ def _resampled_medians(launches: Sequence[Sequence[float]], random: np.random.Ge
     return medians
 
 
-def launch_intervals(launches: Sequence[Sequence[float]], counts: Iterable[int]) -> dict[str, tuple[float, float]]:
+def launch_intervals(
+    launches: Sequence[Sequence[float]], counts: Iterable[int], model_error: float = 0.0
+) -> dict[str, tuple[float, float]]:
     """80 % interval of the median of so many steps of a fresh launch, by the count; a launch must be that long.
+
+    The simulated launches differ as measured ones do from each other. What the model is off by is common to them, so
+    it is not seen in them, and adds to each arm as independent errors add: by their squares.
 
     Args:
         launches: seconds of each simulated step, per launch.
         counts: steps of a measured launch; keys of the answer, as texts.
+        model_error: standard deviation of what the model is off by, as a share of the median.
     """
     import numpy as np
 
@@ -78,8 +84,9 @@ def launch_intervals(launches: Sequence[Sequence[float]], counts: Iterable[int])
             for start in range(0, len(times) - count + 1, count)
         ]
         if medians:
-            low, high = np.quantile(medians, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-            found[str(count)] = (float(low), float(high))
+            low, middle, high = map(float, np.quantile(medians, [(1 - INTERVAL) / 2, 0.5, (1 + INTERVAL) / 2]))
+            own = statistics.NormalDist().inv_cdf((1 + INTERVAL) / 2) * model_error * middle
+            found[str(count)] = (middle - math.hypot(middle - low, own), middle + math.hypot(high - middle, own))
     return found
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from ..results.errors import InputError
 from ..sim.adaptive import WAITING, WORKING, Step, decision, is_adaptive
-from ..sim.disturbances import factors_at
 from ..sim.moving import Change
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
@@ -30,6 +29,7 @@ from .execution import division
 from .intervals import Row, Segments, step_rows
 from .launch import LaunchResult, Task, run_group, ticking
 from .live import listener, watcher_of
+from .pacing import Pacing
 from .places import new_place
 
 
@@ -40,6 +40,8 @@ class Course:
     scenario: Scenario
     policy: Policy
     number: int = 0
+    pacing: Pacing | None = None
+    """How its lanes are slowed; None: what is asked of them is taken for what they do."""
     plans: list[tuple[int, Plan]] = field(default_factory=list)
     """The plans in order, each with its first step."""
     history: list[Step] = field(default_factory=list)
@@ -184,7 +186,7 @@ def run_course(
         WorkerFailedError: a worker died or hung.
     """
     refuse_disturbances(course.scenario)
-    place = new_place()
+    pacing, place = course.pacing or Pacing(course.scenario), new_place()
     try:
         task = {
             "op": "course",
@@ -193,7 +195,7 @@ def run_course(
             "ranks": list(range(len(lanes))),
             "total": course.total,
             "points": course.points,
-            "slow": _slowness(course),
+            "slow": pacing.slowness(),
             "folder": str(place),
             **({"file": str(file)} if file is not None else {}),
         }
@@ -208,7 +210,7 @@ def run_course(
             data=data,
             progress=ticking(lanes[-1], tick, before, total),
             listen=listener(tick, answering.hear),
-            paced=slowed_lanes(course),
+            paced=pacing.slowed_lanes,
         )
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -290,14 +292,3 @@ def refuse_disturbances(scenario: Scenario) -> None:
             raise InputError(f"disturbances.{index}.kind", problem, mend)
         if each.factor is not None and each.factor < 1:
             raise InputError(f"disturbances.{index}.factor", "is below 1: no lane can be made faster", "use 1 or more")
-
-
-def slowed_lanes(course: Course) -> list[str]:
-    """The lanes that some disturbance slows down in the run."""
-    return [name for name, own in zip(course.names, zip(*_slowness(course), strict=True), strict=True) if max(own) > 1]
-
-
-def _slowness(course: Course) -> list[list[float]]:
-    """Per step and rank, the factor on its work."""
-    steps = [factors_at(course.scenario.disturbances, step) for step in range(course.total)]
-    return [[factors.get(name, 1.0) for name in course.names] for factors in steps]

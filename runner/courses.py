@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ..results.errors import InputError, WorkerFailedError
 from ..results.ledger import ledgers, quantiles, step_times
@@ -15,18 +15,20 @@ from ..results.recovery import recovery
 from ..results.store import write_run
 from ..sim.adaptive import at_its_best, run_courses
 from ..sim.bounds import work_bound_s
-from ..sim.disturbances import factors_at, slowed
+from ..sim.disturbances import disturbed, factors_at
 from ..sim.engine import record_courses
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.summary import summarise
 from ..sim.view import Fixed, Policy, describe
 from .calibrate import Report, Tick
-from .condition import condition, stolen_percent
+from .condition import condition
 from .course import Course, course_rows, refuse_disturbances, run_course
+from .followed import Followed, circumstances, slowing_notes
 from .gauge import not_gauged
-from .launch import LaunchResult, Task, require_torch
+from .launch import LaunchResult, Task, require_torch, run_group
 from .live import Planned, watcher_of
+from .pacing import Pacing
 from .proof import MOST_GRADIENT_ERROR
 from .protocol import Measurement
 from .replay import (
@@ -64,41 +66,6 @@ class Contender:
     twin_of: str | None = None
 
 
-@dataclass(frozen=True)
-class Followed:
-    """One complete launch: which contender's, how the driver followed it, and what the workers measured."""
-
-    index: int
-    course: Course
-    launch: LaunchResult
-
-    def document(self) -> dict[str, Any]:
-        """The same as plain JSON."""
-        return {
-            "index": self.index,
-            "number": self.course.number,
-            "plans": [[first, plan.document()] for first, plan in self.course.plans],
-            "history": self.course.history,
-            "decisions": self.course.decisions,
-            "tasks": list(self.launch.tasks),
-            "answers": self.launch.answers,
-        }
-
-    @classmethod
-    def parse(cls, document: Mapping[str, Any], scenario: Scenario) -> Self:
-        """What :meth:`document` gave."""
-        plans = [(int(first), Plan.parse(plan)) for first, plan in document["plans"]]
-        course = Course(
-            scenario,
-            Fixed(plans[0][1]),  # it has been asked
-            number=document["number"],
-            plans=plans,
-            history=document["history"],
-            decisions=document["decisions"],
-        )
-        return cls(document["index"], course, LaunchResult(document["tasks"], document["answers"]))
-
-
 def replay_courses(
     scenario: Scenario,
     policies: Sequence[Policy],
@@ -126,9 +93,11 @@ def replay_courses(
     # What cannot be measured is refused before anything runs.
     own = {size for label, policy in named for size in held_out_of(foretold(scenario, policy, seed, label))}
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=0)
+    pacing = paced(scenario, job, data, own, report=report)
     scenario, drifted = gauged(scenario, job, data, report=report).at_present_speed(but=own)
-    tell(drifted, report)
-    folder, notes = runs / study_name(scenario, seed), [*notes, *drifted, *not_gauged(scenario), *same]
+    found = [*drifted, *pacing.notes()]
+    tell(found, report)
+    folder, notes = runs / study_name(scenario, seed), [*notes, *found, *not_gauged(scenario), *same]
     contenders, sealed = predict_courses(scenario, named, folder, seed=seed, notes=notes)
     report(f"{len(contenders)} runs predicted; sha256 {sealed[:16]} written to {folder / 'predictions.json'}")
     distinct = {entry.plan.sha256: entry for each in contenders for entry in entries_of(each)}
@@ -143,9 +112,22 @@ def replay_courses(
     launches = Launches(folder)
     begun = {**begun_common(scenario, seed, sealed, notes), **begun_of(contenders, proven)}
     with launches.measuring(begun):
-        followed, measurement = follow(scenario, contenders, job, data, launches, report=report, tick=tick)
+        followed, measurement = follow(
+            scenario, contenders, job, data, launches, pacing=pacing, report=report, tick=tick
+        )
         measured = measured_courses(scenario, contenders, followed, measurement, begun)
         return keep(launches, predicted, measured, measurement.stopped)
+
+
+def paced(scenario: Scenario, job: Task, data: Path, but: Collection[int], *, report: Report) -> Pacing:
+    """How to slow the lanes that a scenario slows down, so that they become as slow as it says."""
+    lanes, timeout_s = lanes_of(scenario), scenario.replay.timeout_s
+
+    def run(tasks: Sequence[Task], slowed: Collection[str]) -> LaunchResult:
+        report("gauging the lanes that are slowed down under way: what their quota makes of it")
+        return run_group(lanes, tasks, job, timeout_s=timeout_s, data=data, paced=slowed)
+
+    return Pacing.by(scenario, run, but)
 
 
 def labelled(policies: Sequence[Policy]) -> tuple[list[tuple[str, Policy]], list[str]]:
@@ -184,6 +166,7 @@ def follow(
     data: Path,
     launches: Launches,
     *,
+    pacing: Pacing | None = None,
     report: Report,
     tick: Tick,
 ) -> tuple[list[Followed], Measurement]:
@@ -199,7 +182,7 @@ def follow(
         turn, index = divmod(number, len(contenders))
         label, policy = contenders[index].label, contenders[index].policy
         report(f"run {turn + 1} of {scenario.replay.launches} of {label}: a fresh process per lane")
-        course = Course(scenario, policy, turn)
+        course = Course(scenario, policy, turn, pacing)
         try:
             launch = run_course(course, lanes, job, data, index=index, tick=tick, before=number, total=total)
         except (KeyboardInterrupt, WorkerFailedError) as stopped:
@@ -357,7 +340,7 @@ def recovered(scenario: Scenario, times: Mapping[int, Sequence[float]]) -> Recov
     changes = [step for step in range(1, len(factors)) if factors[step] != factors[step - 1]]
     if not changes:
         return None
-    then = scenario.model_copy(update={"cluster": slowed(scenario.cluster, factors[-1])})
+    then = scenario.model_copy(update={"cluster": disturbed(scenario.cluster, factors[-1])})
     optimum_s = split_bound_s(then)
     return recovery(times, changes[-1], optimum_s) if optimum_s is not None else None
 
@@ -382,46 +365,3 @@ def proofs(courses: Sequence[Course], errors: Mapping[str, float | None]) -> dic
         "unproven_plans": sorted(plans - errors.keys()),
         "most_gradient_error": MOST_GRADIENT_ERROR,
     }
-
-
-def circumstances(measurement: Measurement, followed: Sequence[Followed]) -> dict[str, Any]:
-    """How a run was measured, what disturbed it, how lanes were slowed, and whether the host changed meanwhile."""
-    before, after = measurement.before, measurement.after
-    stolen = stolen_percent(before, after) if after else None
-    contended = contended_percent(followed)
-    reasons = measurement.busy_reasons(contended)
-    return {
-        "contention": {"busy": bool(reasons), "reasons": reasons, "contended_percent": contended},
-        "slowed_by": slowed_by(followed),
-        "protocol": {
-            "launches": len(followed),
-            "reason": measurement.reason,
-            "before": before,
-            "after": after,
-            "stolen_percent": stolen,
-        },
-    }
-
-
-def contended_percent(followed: Sequence[Followed]) -> float:
-    """Percent of the lanes' compute segments that something else on the host disturbed; lanes count alike."""
-    answers = [own[0] for each in followed for own in each.launch.answers]
-    shares: list[float] = [answer.get("contended", 0.0) for answer in answers if any(answer["steps"])]
-    return 100 * sum(shares) / len(shares)
-
-
-def slowed_by(followed: Sequence[Followed]) -> dict[str, list[str]]:
-    """Lanes that were slowed, and by which means: ``quota`` of processor time, ``loop`` that keeps it busy."""
-    found: dict[str, set[str]] = {}
-    for each in followed:
-        for name, (answer,) in zip(each.course.names, each.launch.answers, strict=True):
-            if means := answer.get("slowed_by"):
-                found.setdefault(name, set()).update(means)
-    return {name: sorted(means) for name, means in found.items()}
-
-
-def slowing_notes(followed: Sequence[Followed]) -> list[str]:
-    """What a reader must know of lanes that were not slowed by a quota."""
-    looped = [name for name, means in slowed_by(followed).items() if "loop" in means]
-    how = "by a loop that kept the processor busy: no quota of its time could be had for that"
-    return [f"{', '.join(looped)}: slowed {how}"] if looped else []

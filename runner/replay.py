@@ -500,8 +500,9 @@ def predict(
     """Simulate every plan and write the predictions, with their digest, to disk; no plan has run yet.
 
     The interval is that of the median of a launch with as many steps as the scenario asks for; a budget may make them
-    more or fewer, so those of other numbers stand beside it. ``weaker``
-    holds the same scenario at other fidelities: what they say of a plan stands beside its prediction.
+    more or fewer, so those of other numbers stand beside it. It knows the noise of launches and
+    ``replay.model_error_percent``. ``weaker`` holds the same scenario at other fidelities: what they say of a plan
+    stands beside its prediction.
     """
     counts = launch_steps(scenario)
     sampling = scenario.sampling.model_copy(update={"steps": max(counts) + 1})
@@ -514,7 +515,8 @@ def predict(
         elsewhere = predict_at(weaker, Fixed(entry.plan, entry.record), seed)
         told = {"notes": list(notes), "provenance": provenance(scenario), "predicted_at": elsewhere}
         manifest = run.manifest.model_copy(update=told)
-        intervals = launch_intervals(list(step_times(run.events).values()), counts)
+        model_error = scenario.replay.model_error_percent / 100
+        intervals = launch_intervals(list(step_times(run.events).values()), counts, model_error)
         update = {"launch_intervals_s": intervals, "median_interval_s": intervals[str(counted_steps(scenario))]}
         summary = run.summary.model_copy(update=update)
         run = Run(manifest=manifest, plan=run.plan, summary=summary, events=run.events)

@@ -16,7 +16,7 @@ from typing import Any
 from ..results.record import digest
 from . import loop, pull, recurrence
 from .compiler import compile_plan
-from .disturbances import factors_at, gone_at, next_loss, slowed
+from .disturbances import factors_at, gone_at, next_loss, slowed, slower_sums
 from .draws import draw_noise, noisy
 from .moving import Change
 from .plan import Plan, PlanError
@@ -250,16 +250,12 @@ class _Run:
         """Noise and disturbances together, for some steps from this one on."""
         slow = [factors_at(self.scenario.disturbances, step) for step in range(self.step, self.step + steps)]
         found = Factors(syncs={number: row[self.step :] for number, row in noise.syncs.items()})
-        by_name = self.scenario.cluster.by_name
-        summing = {name for each in slow for name in each if by_name[name].sums_itself}
-        for number, sync in enumerate(program.syncs) if summing else ():
-            members = (member for worker in sync.workers for member in program.workers[worker].members)
-            if slower := summing & {name for member in members for name in member}:
+        for number, sync in enumerate(program.syncs) if any(slow) else ():
+            members = {name for worker in sync.workers for member in program.workers[worker].members for name in member}
+            sums = [slower_sums(self.scenario.cluster, members, each) for each in slow]
+            if max(sums) > 1.0:
                 own = found.syncs.get(number)
-                found.syncs[number] = [
-                    max(1.0, *(each.get(name, 1.0) for name in slower)) * (own[step] if own else 1.0)
-                    for step, each in enumerate(slow)
-                ]
+                found.syncs[number] = [each * (own[step] if own else 1.0) for step, each in enumerate(sums)]
         for worker in program.workers:
             per_step = len(worker.stages) * len(worker.classes)
             for member in worker.members:

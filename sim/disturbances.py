@@ -117,6 +117,24 @@ def slowed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
     return cluster.model_copy(update={"nodes": nodes})
 
 
+def slower_sums(cluster: Cluster, names: Collection[str], factors: Mapping[str, float]) -> float:
+    """The factor on the time of a collective over some devices: of the slowest that does its part of it itself."""
+    return max([1.0, *(factors[name] for name in names if name in factors and cluster.by_name[name].sums_itself)])
+
+
+def disturbed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
+    """:func:`slowed`, and with it the collectives that were measured over devices that do their part themselves."""
+    tables = [
+        table.model_copy(
+            update={"points": [point.model_copy(update={"seconds": factor * point.seconds}) for point in table.points]}
+        )
+        if (factor := slower_sums(cluster, table.devices, factors)) > 1.0 and table.kind != "point_to_point"
+        else table
+        for table in cluster.collectives
+    ]
+    return slowed(cluster, factors).model_copy(update={"collectives": tables})
+
+
 def refuse_events(fields: Mapping[str, Any]) -> None:
     """Refuse ``disturbances`` and ``rebalance`` where lanes train, which nobody slows down meanwhile.
 

@@ -125,6 +125,9 @@ class Replay(Spec):
     """Distinct plans of the search that are replayed beside the baselines."""
     gauge_launches: Annotated[int, Field(ge=0, le=1000)] = 2
     """Launches that find the lanes' present speed before anything is predicted; 0: tables are taken as they are."""
+    model_error_percent: Annotated[float, Field(ge=0, le=100)] = 2.5
+    """What predictions from a lane's tables are off by beside the noise, as a standard deviation: their intervals are
+    wider by it. The default is what an earlier suite of replays showed (``results/scoreboard/``)."""
 
 
 class Training(Spec):

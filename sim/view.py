@@ -18,7 +18,7 @@ from ..results.errors import InputError
 from ..results.record import PolicyRecord
 from . import cost
 from .device import Cluster, Device
-from .disturbances import Rebalance, slowed, without
+from .disturbances import Rebalance, disturbed, without
 from .moving import Change, change
 from .network import network_of
 from .plan import Plan, PlanError
@@ -116,7 +116,7 @@ class View:
 
         A policy that knows nothing of the past plans for the present with it: ``inner.allocate(view.slowed(...))``.
         """
-        cluster = slowed(self.cluster, factors)
+        cluster = disturbed(self.cluster, factors)
         fresh = {device.name: device for device in _devices(cluster, self.workload)}
         return dataclasses.replace(self, cluster=cluster, devices=tuple(fresh[each.name] for each in self.devices))
 

@@ -13,7 +13,7 @@ from ...policies.itinerary import Leg, cheapest
 from ...policies.overlap import step_s
 from ...sim import engine
 from ...sim.bounds import work_bound_s
-from ...sim.disturbances import Rebalance, factors_at, gone_at, slowed, without
+from ...sim.disturbances import Rebalance, disturbed, factors_at, gone_at, without
 from ...sim.moving import change
 from ...sim.noise import Floats
 from ...sim.plan import Infeasible, Plan
@@ -156,7 +156,7 @@ def _step_s(key: Identity, world: World, digest: str, plan: Identity) -> float:
 def _there(key: Identity, world: World) -> Scenario:
     scenario = key.value
     assert isinstance(scenario, Scenario)
-    cluster = slowed(without(scenario.cluster, world[1]), dict(world[0]))
+    cluster = disturbed(without(scenario.cluster, world[1]), dict(world[0]))
     return scenario.model_copy(update={"cluster": cluster, "rebalance": None, "disturbances": []})
 
 

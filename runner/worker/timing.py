@@ -40,12 +40,15 @@ def profile(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 def gauge(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """The same as :func:`profile`, between other measurements: weights and optimizer are as before it.
 
-    Who is not among the ``gauged`` has no room for it, and waits meanwhile.
+    With ``slow``, the factors by rank, members are slowed down meanwhile as disturbances do it. Who is not among the
+    ``gauged`` has no room for it, and waits meanwhile.
     """
     if member.rank not in task["gauged"]:
         return undisturbed(member, lambda: _wait(member))
     kept = copy.deepcopy((member.model.state_dict(), member.optimizer.state_dict()))
+    member.slow_to(task["slow"][member.rank] if "slow" in task else 1.0)
     answer = profile(member, task)
+    member.slow_to(1.0)
     member.model.load_state_dict(kept[0])
     member.optimizer.load_state_dict(kept[1])
     return answer

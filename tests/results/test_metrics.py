@@ -146,6 +146,18 @@ def test_intervals_of_longer_launches_are_narrower_and_hold_as_often_as_they_say
         assert sum(low <= each <= high for each in medians) / 2000 == pytest.approx(0.8, abs=0.06)
 
 
+@pytest.mark.parametrize("off", [0.0, 0.03, 0.1])
+def test_intervals_hold_as_often_as_they_say_where_the_model_is_off(off: float) -> None:
+    """Of 2,000 plans, each predicted with an error of its own, one launch: eight in ten within; and wider for it."""
+    source = np.random.default_rng(11)
+    steps = [list(map(float, source.normal(1.0, 0.05, 12))) for _ in range(400)]
+    low, high = launch_intervals(steps, [12], off)["12"]
+    plain = launch_intervals(steps, [12])["12"]
+    assert high - low >= plain[1] - plain[0]
+    launches = [statistics.median(source.normal(1 + source.normal(0, off), 0.05, 12)) for _ in range(2000)]
+    assert sum(low <= each <= high for each in launches) / 2000 == pytest.approx(0.8, abs=0.04)
+
+
 @given(steps=st.integers(1, 200), ends=st.tuples(st.floats(0.5, 1.0), st.floats(1.0, 2.0)))
 def test_an_interval_between_counts_lies_between_theirs(steps: int, ends: tuple[float, float]) -> None:
     low, high = ends

@@ -16,7 +16,8 @@ from steelyard.results.compare import compare
 from steelyard.results.errors import InputError
 from steelyard.results.store import find_runs, read_run
 from steelyard.runner.course import Course, refuse_disturbances, run_course
-from steelyard.runner.courses import Followed, circumstances, foretold, slowing_notes
+from steelyard.runner.courses import foretold
+from steelyard.runner.followed import Followed, circumstances, slowing_notes
 from steelyard.runner.isolation.capabilities import this_host
 from steelyard.runner.launch import LaunchResult
 from steelyard.runner.live import Planned, Task

@@ -18,7 +18,8 @@ from steelyard.results.errors import InputError
 from steelyard.results.record import Run
 from steelyard.runner import courses, replay
 from steelyard.runner.course import Course
-from steelyard.runner.courses import Followed, assembled_courses, predict_courses
+from steelyard.runner.courses import assembled_courses, predict_courses
+from steelyard.runner.followed import Followed
 from steelyard.runner.kept import MEND
 from steelyard.runner.launch import LaunchResult, Task
 from steelyard.runner.protocol import launch_tasks

@@ -16,8 +16,8 @@ from steelyard.results.errors import InputError
 from steelyard.results.record import LEDGER_LINES
 from steelyard.results.store import FILES, read_run, write_run
 from steelyard.sim import adaptive, engine
-from steelyard.sim.device import Lane
-from steelyard.sim.disturbances import Disturbance, Rebalance, factors_at, gone_at
+from steelyard.sim.device import CollectivePoint, CollectiveTable, Lane
+from steelyard.sim.disturbances import Disturbance, Rebalance, disturbed, factors_at, gone_at
 from steelyard.sim.plan import Pipeline, Plan, PlanError, Replica, Stage
 from steelyard.sim.spec import Sampling, Scenario, Variation, scenario_from
 from steelyard.sim.view import Fixed, View
@@ -106,6 +106,36 @@ def test_a_slowed_processor_is_slower_in_collectives_too(build: Any, torch_devic
     all_reduce_s = before - 9
     assert all_reduce_s > 1
     assert after == pytest.approx(27 + all_reduce_s * (3 if torch_device == "cpu" else 1))
+
+
+@given(factors=st.lists(st.floats(1.0, 5.0), min_size=2, max_size=2), torch_device=st.sampled_from(["cpu", "cuda:0"]))
+def test_whoever_plans_for_slow_lanes_sees_what_the_engine_runs(
+    build: Any, factors: list[float], torch_device: str
+) -> None:
+    """Lanes slow from step 5 on: steps take what they take on the cluster that policies and optima are shown."""
+    names = ["d0", "d1"]
+    events = [
+        {"kind": "slowdown", "device": name, "from_step": 5, "factor": factor}
+        for name, factor in zip(names, factors, strict=True)
+    ]
+    scenario = world(build, events, devices=2)
+    lane = Lane(torch_device=torch_device)
+    table = CollectiveTable(
+        backend="gloo", devices=names, points=[CollectivePoint(bytes=1, seconds=2), CollectivePoint(bytes=9, seconds=2)]
+    )
+    nodes = [
+        node.model_copy(update={"devices": [each.model_copy(update={"lane": lane}) for each in node.devices]})
+        for node in scenario.cluster.nodes
+    ]
+    cluster = scenario.cluster.model_copy(update={"nodes": nodes, "collectives": [table]})
+    scenario = scenario.model_copy(update={"cluster": cluster})
+    (course,) = adaptive.run_courses(scenario, make_policy("uniform"), seed=0, launches=1)
+    there = disturbed(cluster, dict(zip(names, factors, strict=True)))
+    still = scenario.model_copy(update={"cluster": there, "disturbances": [], "rebalance": None})
+    shown = View.of(scenario).slowed(dict(zip(names, factors, strict=True))).cluster
+    assert shown == there
+    step_s = engine.simulate(still, make_policy("uniform")).summary.step_time_s.mean
+    assert course.ends[8] - course.ends[7] == pytest.approx(step_s, rel=1e-9)
 
 
 def test_a_drift_grows_by_equal_steps_and_stays() -> None:
