@@ -219,14 +219,7 @@ def corrected(cluster: Cluster, biases: dict[Key, Bias], residuals: Sequence[Res
     ]
     shared = [bias.bias for key, bias in biases.items() if key.kind == "communication"]
     factor = math.exp(sum(shared) / len(shared)) if shared else 1.0
-    tables = [
-        table.model_copy(
-            update={"points": [point.model_copy(update={"seconds": factor * point.seconds}) for point in table.points]}
-        )
-        if table.kind == "all_reduce"
-        else table
-        for table in cluster.collectives
-    ]
+    tables = [table.within_steps(factor) if table.kind == "all_reduce" else table for table in cluster.collectives]
     return cluster.model_copy(update={"nodes": nodes, "collectives": tables})
 
 

@@ -42,10 +42,11 @@ def others(
         notes.append(f"no datasheet prediction: {error}")
     try:
         tables = tables_of(scenario, runs, force=force)
+        captured = captured_calls(scenario.workload, sizes_of(plans))  # before lanes run for what may be refused
         if gauge:
             tables, drifted = at_present_speed(_lanes(scenario), tables)
             notes += drifted
-        found["calibrated"] = at_calibrated(scenario, tables, sizes_of(plans))
+        found["calibrated"] = at_calibrated(scenario, tables, captured)
     except (InputError, WorkerFailedError) as error:
         notes.append(f"no calibrated prediction: {error}")
     return found, notes
@@ -61,18 +62,19 @@ def at_datasheet(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update={"cluster": datasheet_cluster(scenario.cluster, gpus)})
 
 
-def at_calibrated(scenario: Scenario, tables: Mapping[str, OperatorTable], sizes: Sequence[int]) -> Scenario:
+def at_calibrated(
+    scenario: Scenario, tables: Mapping[str, OperatorTable], captured: Mapping[int, Sequence[LayerCalls]]
+) -> Scenario:
     """The scenario whose devices know the times of operators, and not those of the model.
 
     Args:
-        scenario: its cluster's collectives stay: they were measured apart from the model.
+        scenario: its cluster's collectives stay, as they were timed apart from the model.
         tables: of operators, per device.
-        sizes: of micro-batches at which the model's kernels are captured; between them times are interpolated.
+        captured: per micro-batch size, the model's kernels (:func:`captured_calls`); between, times are interpolated.
 
     Raises:
-        InputError: a device has no table, or one of another dtype; the model cannot be captured.
+        InputError: a device has no table, or one of another dtype.
     """
-    captured = captured_calls(scenario.workload, sizes)
 
     def at(device: Device) -> Device:
         profile = calibrated_profile(_table(tables, device, scenario.workload), scenario.workload, captured)
@@ -81,7 +83,9 @@ def at_calibrated(scenario: Scenario, tables: Mapping[str, OperatorTable], sizes
     nodes = [
         node.model_copy(update={"devices": [at(device) for device in node.devices]}) for node in scenario.cluster.nodes
     ]
-    return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+    apart = [table.apart() for table in scenario.cluster.collectives]
+    cluster = scenario.cluster.model_copy(update={"nodes": nodes, "collectives": apart})
+    return scenario.model_copy(update={"cluster": cluster})
 
 
 def captured_calls(workload: Workload, sizes: Sequence[int]) -> dict[int, list[LayerCalls]]:

@@ -152,7 +152,7 @@ def start_worker(room: Room, rank: int, place: Path) -> Worker:
             start_new_session=True,
             cwd=place,
         )
-    return Worker(room.lane, rank, process, log, memory=room.memory)
+    return Worker(room.lane, rank, process, log, memory=room.memory, cpu_stat=room.cpu_stat)
 
 
 def _stop(workers: Sequence[Worker]) -> None:

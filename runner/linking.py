@@ -96,14 +96,7 @@ def in_steps(
     if not tables or not seconds:
         return list(tables)
     factor = median(seconds) / interpolate(tables[0].points, workload.gradient_bytes)
-    return [
-        table.model_copy(
-            update={
-                "points": [CollectivePoint(bytes=each.bytes, seconds=factor * each.seconds) for each in table.points]
-            }
-        )
-        for table in tables
-    ]
+    return [table.within_steps(factor) for table in tables]
 
 
 def _within_steps_s(launch: LaunchResult) -> list[float]:

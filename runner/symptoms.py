@@ -10,10 +10,12 @@ from pathlib import Path
 
 import psutil
 
-RETRANSMITTING = 1
-"""Timer of a row of ``/proc/net/tcp``: data was sent and not acknowledged."""
+RETRANSMITTING, PROBING = 1, 4
+"""Timers of a row of ``/proc/net/tcp``: data was sent and not acknowledged; data waits, and it is probed whether any
+can be sent. The latter is also what becomes of data that a dead link took none of."""
 UNANSWERED = 2
-"""Retransmissions after which a connection counts as cut: a healthy one on a host's own links needs none."""
+"""Retransmissions or probes without an answer after which a connection counts as cut: a healthy one on a host's own
+links needs none, and a peer that only does not read answers probes."""
 MEMORY_KILLS = (("memory", "memory.oom_control"), ("", "memory.events"))
 """Controller, as ``/proc/PID/cgroup`` names it (none: version 2), and the file that counts kills for lack of memory."""
 
@@ -107,8 +109,9 @@ def _connections(rows: Iterable[Sequence[str]], own: set[str]) -> Iterator[Conne
     for row in rows:
         established = row[3] == "01"
         if established and f"socket:[{row[9]}]" in own:
-            timer, retransmissions = int(row[5].split(":")[0], 16), int(row[6], 16)
-            unanswered = timer == RETRANSMITTING and retransmissions >= UNANSWERED
+            timer, retransmissions, probes = int(row[5].split(":")[0], 16), int(row[6], 16), int(row[8])
+            tried = {RETRANSMITTING: retransmissions, PROBING: probes}.get(timer, 0)
+            unanswered = tried >= UNANSWERED
             yield Connection(_address(row[1]), _address(row[2]), unanswered)
 
 

@@ -5,7 +5,8 @@ and keeps a byte that says whether it waits for others: in a collective, for a m
 driver. So when all are silent, the one at fault is the one that does not wait. How many lines each has written does
 not tell: stages of a pipeline have different numbers of passes. They are counted only where a worker shows no such
 byte yet; that of one on another machine is shown here by what stands for it (:mod:`.hosts.relay`). What workers cannot
-tell, the kernel does: who was stopped, who was killed for its memory, whose connection gets no answer.
+tell, the kernel does: who was stopped, who was killed for its memory, whom its quota starves though it seems to wait,
+whose connection gets no answer.
 
 =============================  ==============================================================
 fault                          detected within
@@ -30,6 +31,7 @@ from typing import IO, Literal
 
 from ..results.errors import WorkerFailedError
 from .devices import NamedLane
+from .isolation.groups import throttled_s
 from .symptoms import MemoryGroup, connections, is_blocked, is_stopped, memory_group
 from .worker.signs import WAITS, state_file
 
@@ -43,6 +45,8 @@ MARGIN_S = 2.0
 """From the moment at which a fault can be told to its line in a journal, when all that the group held is freed."""
 LOOKED_AT_S = 0.5
 """Between two looks at the state of silent workers."""
+STARVED_SHARE = 0.5
+"""A worker that its quota kept from running for more than this share of its silence is starved by it."""
 BLAMES_PEER = ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe")
 """What a worker's last words say when the fault is another's."""
 NO_MEMORY = ("MemoryError", "can't allocate memory", "Cannot allocate memory", "CUDA out of memory")
@@ -97,6 +101,10 @@ class Worker:
     last_seen: float = field(default_factory=time.monotonic)
     stopped_since: float | None = None
     memory: MemoryGroup | None = None
+    cpu_stat: Path | None = None
+    """The file that tells how long a quota has kept it from running."""
+    silence: tuple[float, float] | None = None
+    """When it was first seen silent, and for how long it had been kept from running by then; None: it is not."""
     buffer: bytes = b""
 
     @property
@@ -121,6 +129,21 @@ class Worker:
             return state_file(self.log).read_bytes()[0]
         except (FileNotFoundError, IndexError):  # not begun, or on another machine and not told yet
             return None
+
+    @property
+    def throttled_s(self) -> float:
+        """Seconds for which its quota has kept it from running so far; 0 without one."""
+        try:
+            return throttled_s(self.cpu_stat.read_text()) if self.cpu_stat is not None else 0.0
+        except OSError:  # its group is gone, and so is the worker
+            return 0.0
+
+    def is_starved(self, now: float) -> bool:
+        """Whether its quota kept it from running for most of its silence: who waits for others has no use for time."""
+        if self.silence is None:
+            return False
+        since, before = self.silence
+        return self.throttled_s - before > STARVED_SHARE * (now - since)
 
     def last_words(self) -> str:
         """The end of what it printed."""
@@ -183,11 +206,12 @@ def _read(worker: Worker, stream: IO[bytes], progress: Progress | None, listen: 
 
 
 def _look(workers: Sequence[Worker], now: float) -> None:
-    """Note since when a silent worker is stopped, and before anything can happen the group of its memory."""
+    """Note since when a worker is silent or stopped, and before anything can happen the group of its memory."""
     for worker in workers:
         if worker.memory is None and worker.done < 0 and worker.running:
             worker.memory = memory_group(worker.process.pid)
         silent = now - worker.last_seen > LOOKED_AT_S
+        worker.silence = (worker.silence or (now, worker.throttled_s)) if silent else None
         if not (silent and worker.running and is_stopped(worker.process.pid)):
             worker.stopped_since = None
         elif worker.stopped_since is None:
@@ -260,7 +284,8 @@ def _stuck(workers: Sequence[Worker], running: Sequence[Worker], since: str) -> 
         return _lost_link(workers, cut, f"carries nothing: {since}")
     behind = _behind(running)
     if len(behind) > 1:  # they wait for each other
-        behind = [worker for worker in behind if is_blocked(worker.process.pid)] or behind
+        held = [worker for worker in behind if is_blocked(worker.process.pid) or worker.is_starved(time.monotonic())]
+        behind = held or behind
     if len(behind) > 1:
         names = ", ".join(repr(worker.lane.name) for worker in behind)
         return Fault("hung", None, f"workers {names} hung together, none behind the others: {since}", _silence(workers))

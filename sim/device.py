@@ -343,7 +343,22 @@ class CollectiveTable(Spec):
     points: Annotated[list[CollectivePoint], Field(min_length=2, max_length=10_000)]
     step_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
     launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
+    step_factor: Positive = 1.0
+    """What the times were multiplied by because steps of the model showed it; 1: they are as timed, apart from it."""
     source: str = ""
+
+    def scaled(self, factor: float) -> Self:
+        """The table of a collective that takes so many times as long."""
+        points = [point.model_copy(update={"seconds": factor * point.seconds}) for point in self.points]
+        return self.model_copy(update={"points": points})
+
+    def within_steps(self, factor: float) -> Self:
+        """The table of a collective that takes so many times as long in steps of the model as this one says."""
+        return self.scaled(factor).model_copy(update={"step_factor": factor * self.step_factor})
+
+    def apart(self) -> Self:
+        """The table as it was timed, without what steps of the model showed."""
+        return self.scaled(1 / self.step_factor).model_copy(update={"step_factor": 1.0})
 
     @model_validator(mode="after")
     def _who(self) -> Self:

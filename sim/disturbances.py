@@ -125,9 +125,7 @@ def slower_sums(cluster: Cluster, names: Collection[str], factors: Mapping[str, 
 def disturbed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
     """:func:`slowed`, and with it the collectives that were measured over devices that do their part themselves."""
     tables = [
-        table.model_copy(
-            update={"points": [point.model_copy(update={"seconds": factor * point.seconds}) for point in table.points]}
-        )
+        table.scaled(factor)
         if (factor := slower_sums(cluster, table.devices, factors)) > 1.0 and table.kind != "point_to_point"
         else table
         for table in cluster.collectives

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...results.errors import InputError
@@ -14,7 +15,7 @@ from ...sim.device import GIB
 from ..devices import NamedLane
 from ..symptoms import MemoryGroup
 from .capabilities import Host, this_host
-from .groups import Group, make_group, sweep
+from .groups import Controller, Group, make_group, sweep
 from .holder import NetworkError, held
 from .owner import Owner
 from .warden import warden
@@ -48,11 +49,8 @@ class Room:
 
         Of a worker that is to be slowed, also whose quota to lower for that, and from what.
         """
-        group = next((each for each in self.groups if each.place.controller == "cpu"), None)
-        found = {
-            "cpu_stat": str(group.path / "cpu.stat") if group else "",
-            "cores": len(self.lane.cpus) or self.lane.threads,
-        }
+        group, stat = self._limiting("cpu"), self.cpu_stat
+        found = {"cpu_stat": str(stat or ""), "cores": len(self.lane.cpus) or self.lane.threads}
         if group is None or not self.paced:
             return found
         share = {"quota_cores": self.lane.quota_cores, "period_us": self.lane.cpu_period_us}
@@ -61,8 +59,17 @@ class Room:
     @property
     def memory(self) -> MemoryGroup | None:
         """The group that limits the lane's memory; None: the lane has no limit of its own."""
-        limiting = [group for group in self.groups if group.place.controller == "memory"]
-        return MemoryGroup(limiting[0].kills_file, limiting[0].oom_kills()) if limiting else None
+        group = self._limiting("memory")
+        return MemoryGroup(group.kills_file, group.oom_kills()) if group else None
+
+    @property
+    def cpu_stat(self) -> Path | None:
+        """The file that tells how long the lane's quota has kept it from running; None: it has no quota of its own."""
+        group = self._limiting("cpu")
+        return group.path / "cpu.stat" if group else None
+
+    def _limiting(self, controller: Controller) -> Group | None:
+        return next((group for group in self.groups if group.place.controller == controller), None)
 
 
 @contextmanager

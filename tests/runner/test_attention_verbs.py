@@ -83,7 +83,7 @@ def test_operators_are_held_against_the_best_placement(
     small, large = document["operators"]["small"], document["operators"]["large"]
     assert small["scenarios"] == small["proven"] == len(SMALL)
     assert large["scenarios"] == len(LARGE)
-    shown = "\n".join(module_at("bench/publish.py").operator_lines(document["operators"]))
+    shown = "\n".join(module_at("bench/sections.py").operator_lines(document["operators"]))
     uncut, cut = (make(tuned()["attention-operators"]) for make in (operator_contestants, cutting_contestants))
     for found, best in ((small, EXACT_PLACEMENT), (large, BEST_KNOWN)):
         shares = {row["policy"]: row for row in found["rows"]}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from steelyard.results.errors import InputError
 from steelyard.runner.capture import capture
-from steelyard.runner.fidelity import at_calibrated, at_datasheet, sizes_of
+from steelyard.runner.fidelity import at_calibrated, at_datasheet, captured_calls, sizes_of
 from steelyard.runner.operators import (
     REFERENCES,
     Grid,
@@ -123,7 +123,7 @@ def test_tables_of_operators_survive_their_file(tmp_path: Path) -> None:
 
 
 def test_a_calibrated_prediction_does_not_change_when_the_model_is_profiled(tiny_scenario: Scenario) -> None:
-    """The scenario of lanes has profiles; without them, and with others, the same is predicted."""
+    """The scenario of lanes has profiles, and all-reduces as in the model's steps; without, the same is predicted."""
     tables = {device.name: table() for device in tiny_scenario.cluster.devices}
 
     def bare(scenario: Scenario) -> Scenario:
@@ -132,7 +132,11 @@ def test_a_calibrated_prediction_does_not_change_when_the_model_is_profiled(tiny
         cluster = scenario.cluster.model_copy(update={"nodes": [node.model_copy(update={"devices": devices})]})
         return scenario.model_copy(update={"cluster": cluster})
 
-    made = [at_calibrated(each, tables, [1, 8]) for each in (tiny_scenario, bare(tiny_scenario))]
+    captured = captured_calls(tiny_scenario.workload, [1, 8])
+    within = [table.within_steps(1.5) for table in tiny_scenario.cluster.collectives]
+    stepped = tiny_scenario.cluster.model_copy(update={"collectives": within})
+    profiled = tiny_scenario.model_copy(update={"cluster": stepped})
+    made = [at_calibrated(each, tables, captured) for each in (profiled, bare(tiny_scenario))]
     assert made[0].cluster == made[1].cluster
     cost = device_cost(made[0].cluster.devices[0], made[0].workload)
     assert cost.fidelity == "calibrated"
@@ -148,11 +152,12 @@ def test_a_datasheet_holds_nothing_that_was_measured(tiny_scenario: Scenario) ->
 
 
 def test_tables_of_another_dtype_or_lane_are_refused(tiny_scenario: Scenario) -> None:
+    captured = captured_calls(tiny_scenario.workload, [1, 2])
     half = {device.name: table().model_copy(update={"dtype": "bf16"}) for device in tiny_scenario.cluster.devices}
     with pytest.raises(InputError, match="are bf16, not fp32"):
-        at_calibrated(tiny_scenario, half, [1, 2])
+        at_calibrated(tiny_scenario, half, captured)
     with pytest.raises(InputError, match="are missing"):
-        at_calibrated(tiny_scenario, {}, [1, 2])
+        at_calibrated(tiny_scenario, {}, captured)
 
 
 def test_sizes_span_those_of_the_plans() -> None:

@@ -10,7 +10,7 @@ from steelyard.policies import make_policy
 from steelyard.results.record import digest
 from steelyard.results.store import read_run
 from steelyard.runner.devices import NamedLane
-from steelyard.runner.fidelity import at_calibrated, at_datasheet, others, sizes_of
+from steelyard.runner.fidelity import at_calibrated, at_datasheet, captured_calls, others, sizes_of
 from steelyard.runner.launch import LaunchResult, Task, run_group
 from steelyard.runner.operators import (
     REFERENCES,
@@ -90,7 +90,8 @@ def test_what_a_fidelity_says_repeats(tiny_scenario: Scenario, table: OperatorTa
     entries, _ = distinct_entries(tiny_scenario, [make_policy("uniform")])
     tables = {device.name: table for device in tiny_scenario.cluster.devices}
     sizes = sizes_of(entry.plan for entry in entries)
-    assert at_calibrated(tiny_scenario, tables, sizes) == at_calibrated(tiny_scenario, tables, sizes)
+    captured, again = (captured_calls(tiny_scenario.workload, sizes) for _ in range(2))
+    assert at_calibrated(tiny_scenario, tables, captured) == at_calibrated(tiny_scenario, tables, again)
     assert at_datasheet(tiny_scenario) == at_datasheet(tiny_scenario)
 
 

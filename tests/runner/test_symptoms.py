@@ -53,7 +53,8 @@ def test_a_healthy_connection_is_answered() -> None:
 
 
 PEER = """
-import socket, sys, time
+import signal, socket, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 if sys.argv[1] == "listen":
     server = socket.create_server(("10.99.0.1", 5000))
     print("ready", flush=True)
@@ -61,6 +62,8 @@ if sys.argv[1] == "listen":
 else:
     peer = socket.create_connection(("10.99.0.1", 5000))
     print("ready", flush=True)
+if sys.argv[2] == "idle":
+    signal.sigwait([signal.SIGUSR1])
 while True:
     peer.sendall(b"x")
     time.sleep(0.05)
@@ -87,19 +90,23 @@ def inside(pid: int, *words: str) -> list[str]:
     return ["nsenter", "--target", str(pid), "--net", *words]
 
 
-def test_a_connection_over_a_cut_link_gets_no_answer(namespace: int) -> None:
-    """Real processes, a real wire between two namespaces, and a real ``ip link set down``."""
+@pytest.mark.parametrize("talk", ["always", "idle"])
+def test_a_connection_over_a_cut_link_gets_no_answer(namespace: int, talk: str) -> None:
+    """Real processes, a real wire, a real ``ip link set down``; also of what is sent only then, and never leaves."""
     with subprocess.Popen(["unshare", "--net", "sleep", "120"]) as other:
         try:
             own = Path("/proc/self/ns/net").stat().st_ino
             until(lambda: Path(f"/proc/{other.pid}/ns/net").stat().st_ino not in (0, own))
             wire(namespace, other.pid)
-            with peer(namespace, "listen") as listener, peer(other.pid, "connect") as caller:
+            with peer(namespace, "listen", talk) as listener, peer(other.pid, "connect", talk) as caller:
                 until(lambda: bool(connections(listener.pid)) and bool(connections(caller.pid)))
                 assert {each.local for each in connections(listener.pid)} == {"10.99.0.1"}
                 assert not any(each.unanswered for each in connections(caller.pid))
                 subprocess.run(inside(other.pid, "ip", "link", "set", "end-b", "down"), check=True)
-                until(lambda: any(each.unanswered for each in connections(listener.pid)))
+                for each in (listener, caller):
+                    each.send_signal(signal.SIGUSR1)
+                for each in (listener, caller):
+                    until(lambda pid=each.pid: any(found.unanswered for found in connections(pid)))  # type: ignore[misc]
                 listener.kill()
                 caller.kill()
         finally:
@@ -115,11 +122,37 @@ def wire(one: int, other: int) -> None:
         subprocess.run(inside(pid, "ip", "link", "set", name, "up"), check=True)
 
 
-def peer(pid: int, role: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(inside(pid, sys.executable, "-c", PEER, role), stdout=subprocess.PIPE)
+def peer(pid: int, role: str, talk: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(inside(pid, sys.executable, "-c", PEER, role, talk), stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     return process
+
+
+ROW = " 1: 0100630A:1388 0200630A:9C40 01 00000001:00000000 {timer}:00000012 {tried:08X}     0        {probes} 4711 2 0"
+
+
+@pytest.mark.parametrize(
+    ("timer", "tried", "probes", "unanswered"),
+    [
+        ("00", 0, 0, False),
+        ("01", 1, 0, False),
+        ("01", 2, 0, True),
+        ("02", 0, 5, False),
+        ("04", 0, 1, False),
+        ("04", 0, 2, True),
+    ],
+)
+def test_who_gets_no_answer_by_the_kernels_row(
+    tmp_path: Path, timer: str, tried: int, probes: int, unanswered: bool
+) -> None:
+    (tmp_path / "7" / "fd").mkdir(parents=True)
+    (tmp_path / "7" / "net").mkdir()
+    (tmp_path / "7" / "fd" / "3").symlink_to("socket:[4711]")
+    row = ROW.format(timer=timer, tried=tried, probes=probes)
+    (tmp_path / "7" / "net" / "tcp").write_text(f"  sl  local_address rem_address ...\n{row}\n")
+    (found,) = connections(7, tmp_path)
+    assert (found.local, found.remote, found.unanswered) == ("10.99.0.1", "10.99.0.2", unanswered)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,11 @@ from steelyard.runner.worker.signs import state_file
 
 READY = "echo done 0; "
 FOREVER = 'touch "$SETTLED"; exec sleep 600'
+STARVED = (
+    'touch "$SETTLED"; while :; do echo "throttled_time $(date +%s%N)" > "$STAT.new"; mv "$STAT.new" "$STAT"; '
+    "sleep 0.1; done"
+)
+"""A group's file as the kernel writes it while it lets no process of the group run."""
 RESET = "echo 'RuntimeError: Connection reset by peer' >&2; exit 1"
 
 Watched = Callable[..., Fault]
@@ -32,7 +37,11 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
     def run(*scripts: str, timeout_s: float = 1.0) -> Fault:
         for rank, script in enumerate(scripts):
             with log_of(tmp_path, rank).open("wb") as output:
-                names = {"SETTLED": str(tmp_path / f"settled-{rank}"), "STATE": str(state_file(log_of(tmp_path, rank)))}
+                names = {
+                    "SETTLED": str(tmp_path / f"settled-{rank}"),
+                    "STATE": str(state_file(log_of(tmp_path, rank))),
+                    "STAT": str(tmp_path / f"stat-{rank}"),
+                }
                 told = {**os.environ, **names}
                 processes.append(
                     subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=output, env=told)
@@ -43,7 +52,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
             ):
                 time.sleep(0.01)
         workers = [
-            Worker(NamedLane(name="abc"[rank]), rank, process, log_of(tmp_path, rank))
+            Worker(NamedLane(name="abc"[rank]), rank, process, log_of(tmp_path, rank), cpu_stat=stat_of(tmp_path, rank))
             for rank, process in enumerate(processes)
         ]
         with pytest.raises(FaultError) as failed:
@@ -55,6 +64,14 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
     for process in processes:
         process.kill()
         process.communicate()
+
+
+def stat_of(folder: Path, rank: int) -> Path:
+    """The file of a lane's quota; one that was never throttled, until its script says otherwise."""
+    file = folder / f"stat-{rank}"
+    if not file.exists():
+        file.write_text("nr_throttled 0\nthrottled_time 0\n")
+    return file
 
 
 def log_of(folder: Path, rank: int) -> Path:
@@ -88,6 +105,13 @@ def test_nobody_is_named_where_all_wait_though_one_has_said_less(watched: Watche
     fault = watched(f"{READY} echo waits; {WAITING} {FOREVER}", f"{READY} {WAITING} {FOREVER}")
     assert (fault.kind, fault.lane) == ("hung", None)
     assert "'a', 'b' hung together" in fault.what
+
+
+def test_of_those_that_all_wait_the_one_that_its_quota_starves_is_named(watched: Watched) -> None:
+    """It is in a collective like all others, and cannot do its part of it."""
+    waits = f"{READY} {WAITING} {FOREVER}"
+    fault = watched(waits, f"{READY} {WAITING} {STARVED}", waits, timeout_s=2.0)
+    assert (fault.kind, fault.lane) == ("hung", "b")
 
 
 def test_lines_are_counted_where_one_shows_no_state(watched: Watched) -> None:

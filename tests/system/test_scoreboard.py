@@ -8,35 +8,44 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from steelyard.policies import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ("demo", "scenarios", "published", "bench", "validated")
 
 
 @pytest.fixture(scope="module")
-def publish(module_at: Callable[[str], ModuleType]) -> ModuleType:
-    """The program that writes the scoreboard."""
-    return module_at("bench/publish.py")
+def sections(module_at: Callable[[str], ModuleType]) -> ModuleType:
+    """What makes the README from the scoreboard."""
+    return module_at("bench/sections.py")
 
 
-def test_the_readme_quotes_the_scoreboard(publish: ModuleType) -> None:
+def test_the_readme_quotes_the_scoreboard(sections: ModuleType) -> None:
     names = ("demo.json", "bench.json", "validation.json")
-    absent = [name for name in names if not (publish.SCOREBOARD / name).is_file()]
+    absent = [name for name in names if not (sections.SCOREBOARD / name).is_file()]
     if absent:
         pytest.skip(f"results/scoreboard/ has no {' and no '.join(absent)}: `make publish` writes it")
-    text = publish.README.read_text(encoding="utf-8")
+    text = sections.README.read_text(encoding="utf-8")
     for name in SECTIONS:
         assert f"<!-- {name} -->\n" in text
         assert f"<!-- /{name} -->" in text
-    assert publish.rendered(text) == text
+    assert sections.rendered(text) == text
+
+
+def test_the_exhaustive_run_asked_every_policy_and_found_none_wrong(sections: ModuleType) -> None:
+    """A policy that is new since then has not been asked: `make exhaust` does it."""
+    found = json.loads((sections.SCOREBOARD / "exhaust.json").read_text())
+    assert sorted(found["policies"]) == sorted(REGISTRY)
+    assert found["plans_total"] + found["infeasible_total"] >= 100_000
+    assert found["invalid_total"] == 0
 
 
 @pytest.mark.parametrize(("proven", "said"), [(2, "all of them proven"), (1, "1 of them proven")])
-def test_operators_are_shown_where_they_were_scored(publish: ModuleType, proven: int, said: str) -> None:
+def test_operators_are_shown_where_they_were_scored(sections: ModuleType, proven: int, said: str) -> None:
     """Below the rest of attention's scores, which do not change; left out where there are none."""
-    score = json.loads((publish.SCOREBOARD / "attention.json").read_text())
+    score = json.loads((sections.SCOREBOARD / "attention.json").read_text())
     score.pop("operators", None)
-    without, figures = publish.attention_lines(score), score["rows"][0]
+    without, figures = sections.attention_lines(score), score["rows"][0]
     labels = ("heft", "attention-operators")
     part = {
         "scenarios": 2,
@@ -44,7 +53,7 @@ def test_operators_are_shown_where_they_were_scored(publish: ModuleType, proven:
         "families": [{**score["families"][0], "family": "forks", "policies": dict.fromkeys(labels, figures)}],
     }
     scored = {"small": {**part, "proven": proven}, "large": part, "date": "2026-01-31", "made_by": "steelyard"}
-    lines = publish.attention_lines({**score, "operators": scored})
+    lines = sections.attention_lines({**score, "operators": scored})
     assert lines[: len(without)] == without
     more = "\n".join(lines[len(without) :])
     assert said in more
