@@ -67,7 +67,7 @@ suite: $(STAMP)  ## Replay the suite (ARGS="--budget 40m"; goes on where it ende
 	$(BIN)/steelyard replay --suite $(ARGS)
 	$(BIN)/python tests/bench/publish.py suite
 
-exhaust: $(STAMP)  ## The whole library on 100,000 generated scenarios (half an hour): results/scoreboard/exhaust.json
+exhaust: $(STAMP)  ## The whole library on 100,000 generated scenarios (a quarter of an hour): results/scoreboard/exhaust.json
 	$(BIN)/python tests/exhaust.py $(ARGS)
 
 chaos: $(STAMP)  ## Training under 50 kills and 20 hangs (half an hour): results/scoreboard/chaos.json

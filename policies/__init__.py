@@ -60,6 +60,7 @@ __all__ = [
     "canonical",
     "capacities",
     "make_policy",
+    "names_for",
     "parameters",
     "policies_for",
     "policy_class",
@@ -122,6 +123,17 @@ def policies_for(scenario: Scenario, texts: Sequence[str] = ()) -> list[Policy]:
         InputError: see :func:`policy_from_text`.
     """
     return [policy_from_text(text) for text in texts or scenario.policies or DEFAULTS]
+
+
+def names_for(scenarios: Sequence[Scenario]) -> list[str]:
+    """What to search where nobody names a policy: those that the scenarios name, without their settings.
+
+    ``hybrid`` goes with ``grid``, whose defaults have no plan where a model has to be divided. Without names the
+    :data:`DEFAULTS`.
+    """
+    named = [_parted(text)[0] for scenario in scenarios for text in scenario.policies if not text.endswith(".toml")]
+    with_planner = [*named, *(["hybrid"] if "grid" in named else [])]
+    return list(dict.fromkeys(with_planner)) or list(DEFAULTS)
 
 
 def policy_from_text(text: str) -> Policy:

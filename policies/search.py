@@ -18,7 +18,7 @@ from ..results.record import digest
 from ..sim.cost import MODEL_VERSION
 from ..sim.plan import Infeasible
 from ..sim.spec import Scenario
-from . import DEFAULTS
+from . import names_for
 from .search_goal import TOGETHER, UNITS, Cell, Goal, Robust
 from .search_result import SearchResult, TrialRow, distinct_plans, front_of, ranked, row_of, write_best, write_front
 from .search_samplers import GRID, JOINT, check_sampler, make_sampler
@@ -82,7 +82,7 @@ def search(
     Args:
         scenario: what is simulated; of several, a policy is to do well in each.
         policies: names as :func:`~steelyard.policies.policy_class` takes them; without, those of
-            :data:`~steelyard.policies.DEFAULTS`.
+            :func:`~steelyard.policies.names_for`.
         trials: how many there shall be in the end, at least the number of policies.
         seed: of the sampler and of the simulated noise; the (first) scenario's by default.
         storage: path of a journal file, an Optuna URL, or None: in memory.
@@ -103,8 +103,8 @@ def search(
         Infeasible: no policy's default has a plan for the scenario, or no trial keeps to the limits.
     """
     started = time.perf_counter()
-    names = list(DEFAULTS) if policies is None else list(policies)
     scenarios = [scenario] if isinstance(scenario, Scenario) else list(scenario)
+    names = names_for(scenarios) if policies is None else list(policies)
     goal = _goal(scenarios, seed=seed, seeds=seeds, objectives=objectives, robust=robust, limits=limits)
     space = Space.of(names, joint=sampler in JOINT, grid=sampler == GRID, metrics=goal.metrics)
     trials = trials if space.open and not space.grid else min(trials, len(space.fixed))
@@ -191,7 +191,7 @@ def identity(
     """
     scenarios = [scenario] if isinstance(scenario, Scenario) else list(scenario)
     goal = _goal(scenarios, seed=seed, seeds=seeds, objectives=objectives, robust=robust, limits=limits)
-    space = Space.of(list(DEFAULTS) if policies is None else policies, metrics=goal.metrics)
+    space = Space.of(names_for(scenarios) if policies is None else policies, metrics=goal.metrics)
     return _identity(goal, space, sampler=sampler, batch=batch, pruner=pruner)
 
 

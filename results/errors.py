@@ -27,3 +27,7 @@ class InputError(ValueError):
 
 class WorkerFailedError(RuntimeError):
     """A worker process died or hung: which, why, and the end of what it printed; exit code 1."""
+
+
+class WrongGradientError(WorkerFailedError):
+    """Workers' gradients are not a single process's: the runtime is wrong, and not the input."""

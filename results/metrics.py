@@ -66,13 +66,10 @@ def launch_intervals(
 ) -> dict[str, tuple[float, float]]:
     """80 % interval of the median of so many steps of a fresh launch, by the count; a launch must be that long.
 
-    The simulated launches differ as measured ones do from each other. What the model is off by is common to them, so
-    it is not seen in them, and adds to each arm as independent errors add: by their squares.
-
     Args:
         launches: seconds of each simulated step, per launch.
         counts: steps of a measured launch; keys of the answer, as texts.
-        model_error: standard deviation of what the model is off by, as a share of the median.
+        model_error: standard deviation of what the model is off by (:func:`with_model_error`).
     """
     import numpy as np
 
@@ -85,9 +82,18 @@ def launch_intervals(
         ]
         if medians:
             low, middle, high = map(float, np.quantile(medians, [(1 - INTERVAL) / 2, 0.5, (1 + INTERVAL) / 2]))
-            own = statistics.NormalDist().inv_cdf((1 + INTERVAL) / 2) * model_error * middle
-            found[str(count)] = (middle - math.hypot(middle - low, own), middle + math.hypot(high - middle, own))
+            found[str(count)] = with_model_error((low, high), middle, model_error)
     return found
+
+
+def with_model_error(interval: tuple[float, float], middle: float, model_error: float) -> tuple[float, float]:
+    """An interval of what launches take, wide enough for a model that is off by a share of the middle, too.
+
+    The simulated launches differ as measured ones do from each other. What the model is off by is common to them, so
+    it is not seen in them, and adds to each arm as independent errors add: by their squares.
+    """
+    own = statistics.NormalDist().inv_cdf((1 + INTERVAL) / 2) * model_error * middle
+    return middle - math.hypot(middle - interval[0], own), middle + math.hypot(interval[1] - middle, own)
 
 
 def interval_of(intervals: Mapping[str, tuple[float, float]], steps: int) -> tuple[float, float] | None:

@@ -196,6 +196,13 @@ def code_provenance() -> dict[str, Any]:
     return {"version": version, "git_sha": commit, "git_dirty": None if dirty is None else bool(dirty)}
 
 
+def code_version() -> str:
+    """The same in a word: the commit, with a + where files were changed since; without git the package's version."""
+    found = code_provenance()
+    commit = found["git_sha"]
+    return f"{commit[:12]}{'+' if found['git_dirty'] else ''}" if commit else str(found["version"])
+
+
 def _git(folder: Path, *words: str) -> str | None:
     """What git answers about the checkout that holds a folder; None without git or checkout."""
     if not (folder.parent / ".git").exists():

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..results.errors import InputError, WorkerFailedError
+from ..results.errors import WorkerFailedError, WrongGradientError
 from ..results.ledger import ledgers, quantiles, step_times
-from ..results.metrics import bootstrap_interval
+from ..results.metrics import bootstrap_interval, with_model_error
 from ..results.record import DeviceLedger, Recovery, Run, digest
 from ..results.recovery import recovery
 from ..results.store import write_run
@@ -39,6 +39,7 @@ from .replay import (
     lanes_of,
     measured_events,
     measured_manifest,
+    model_error,
     predicted_line,
     prove_entries,
     provenance,
@@ -83,7 +84,8 @@ def replay_courses(
     predicted to be fastest is followed a second time as if it were another: its A/A twin.
 
     Raises:
-        InputError: a disturbance that real lanes cannot have, or a plan that they cannot run, or run wrong.
+        InputError: a disturbance that real lanes cannot have, or a plan that they cannot run.
+        WrongGradientError: a plan that they run wrong.
         WorkerFailedError: a lane died or hung; runs that were complete before are kept.
     """
     refuse_disturbances(scenario)
@@ -103,7 +105,7 @@ def replay_courses(
     distinct = {entry.plan.sha256: entry for each in contenders for entry in entries_of(each)}
     proven, failed = prove_entries(scenario, list(distinct.values()), job, data, report=report)
     if failed:  # a policy comes to its plans under way: none of them can be left out
-        raise InputError("plans", "; ".join(failed), "report it: the runtime is wrong")
+        raise WrongGradientError(f"{'; '.join(failed)} (report it: the runtime is wrong)")
     predicted = [each.prediction for each in contenders]
     contenders.append(twin(contenders))
     if (watcher := watcher_of(tick)) is not None:
@@ -281,7 +283,11 @@ def predict_courses(
         run = foretold(scenario, policy, seed, label)
         told = {"notes": list(notes), "provenance": {**provenance(scenario), **run.manifest.provenance}}
         manifest = run.manifest.model_copy(update=told)
-        summary = run.summary.model_copy(update={"recovery": recovered(scenario, step_times(run.events))})
+        interval = with_model_error(
+            run.summary.median_interval_s, run.summary.step_time_s.p50, model_error(scenario)
+        )
+        known = {"recovery": recovered(scenario, step_times(run.events)), "median_interval_s": interval}
+        summary = run.summary.model_copy(update=known)
         run = replace(run, manifest=manifest, summary=summary)
         write_run(run, folder / run_folder(number, label, "predicted"))
         found.append(Contender(label, policy, run))

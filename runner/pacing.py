@@ -1,12 +1,14 @@
 """Pacing: what to ask of a lane's quota so that it becomes as slow as a scenario says.
 
-A quota of half the processor's time does not make a lane take exactly twice as long: what it did not use while it
-waited is gone, and being stopped and started costs time itself. So the lanes that a run slows down are gauged under
-the quota before anything is predicted, at sizes that no plan of theirs has, and the run asks for what gives the factor.
+A quota of half the processor's time does not make a lane take exactly twice as long: being stopped and started costs
+time itself. So the lanes that a run slows down are gauged under the quota before anything is predicted, at sizes that
+no plan of theirs has, and the run asks for what gives the factor if what goes beyond 1 grows in proportion. It is
+corrected once; what waits within steps do to it the gauge, which has none, does not see.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -86,18 +88,33 @@ class Pacing:
 
     def notes(self) -> list[str]:
         """What each lane's quota gave, for the record."""
+        if not self.scenario.replay.gauge_launches:
+            return []
         return [
-            f"{name} took {gained:.2f} times as long when {self.most[name]:g} times was asked of it: "
-            f"{self.asked[name]:.2f} is asked instead"
-            for name, gained in self.gained.items()
+            f"{name} is not gauged while it is slowed: no calibrated size is left that no plan has"
+            if name not in self.gained
+            else f"{name} took {self.gained[name]:.2f} times as long when {self.most[name]:g} times was asked of it: "
+            + (
+                f"{self.asked[name]:.2f} is asked instead"
+                if self._is_trusted(name)
+                else f"that is no quota's doing, and {self.asked[name]:.2f} is as far as a correction goes"
+            )
+            for name in self.slowed_lanes
         ]
+
+    def _pace(self, name: str) -> float:
+        """By what to multiply what goes beyond 1, before limits: endless where the quota did nothing."""
+        gained = self.gained[name] - 1
+        return (self.most[name] - 1) / gained if gained > 0 else math.inf
+
+    def _is_trusted(self, name: str) -> bool:
+        return LEAST_PACE <= self._pace(name) <= MOST_PACE
 
     def _ask(self, name: str, factor: float) -> float:
         """What to ask for to have a factor: what goes beyond 1 grows in proportion."""
-        if name not in self.gained or self.gained[name] <= 1:
+        if name not in self.gained:
             return factor
-        pace = (self.most[name] - 1) / (self.gained[name] - 1)
-        return 1 + (factor - 1) * min(max(pace, LEAST_PACE), MOST_PACE)
+        return 1 + (factor - 1) * min(max(self._pace(name), LEAST_PACE), MOST_PACE)
 
 
 def _gained(launch: LaunchResult, rank: int) -> float | None:

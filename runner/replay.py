@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..policies import make_policy
 from ..policies.overlap import step_s
-from ..results.errors import InputError
+from ..results.errors import InputError, WrongGradientError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval, launch_intervals
 from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
@@ -309,7 +309,7 @@ def prove_entries(
     """The entries whose gradients are those of a single process, each with the figure, and a note for every other one.
 
     Raises:
-        InputError: not one is.
+        WrongGradientError: not one is.
     """
     names = [device.name for device in scenario.cluster.devices]
     divisions = [entry.division(scenario.workload, names) for entry in entries]
@@ -328,7 +328,7 @@ def prove_entries(
         for entry in wrong
     ]
     if len(wrong) == len(kept):
-        raise InputError("plans", "; ".join(notes), "report it: the runtime is wrong")
+        raise WrongGradientError(f"{'; '.join(notes)} (report it: the runtime is wrong)")
     return [entry for entry in kept if entry not in wrong], notes
 
 
@@ -515,8 +515,7 @@ def predict(
         elsewhere = predict_at(weaker, Fixed(entry.plan, entry.record), seed)
         told = {"notes": list(notes), "provenance": provenance(scenario), "predicted_at": elsewhere}
         manifest = run.manifest.model_copy(update=told)
-        model_error = scenario.replay.model_error_percent / 100
-        intervals = launch_intervals(list(step_times(run.events).values()), counts, model_error)
+        intervals = launch_intervals(list(step_times(run.events).values()), counts, model_error(scenario))
         update = {"launch_intervals_s": intervals, "median_interval_s": intervals[str(counted_steps(scenario))]}
         summary = run.summary.model_copy(update=update)
         run = Run(manifest=manifest, plan=run.plan, summary=summary, events=run.events)
@@ -531,6 +530,11 @@ def predict(
             }
         )
     return predicted, seal(lines, folder)
+
+
+def model_error(scenario: Scenario) -> float:
+    """What predictions are off by beside the noise, as a share; refined tables have it in the launches they fit."""
+    return 0.0 if scenario.cluster.fitted_plans else scenario.replay.model_error_percent / 100
 
 
 def predicted_line(run: Run) -> dict[str, Any]:

@@ -132,9 +132,10 @@ class Worker:
 
     @property
     def throttled_s(self) -> float:
-        """Seconds for which its quota has kept it from running so far; 0 without one."""
+        """Seconds for which its quota has kept it from running so far, the mean over its cores; 0 without one."""
         try:
-            return throttled_s(self.cpu_stat.read_text()) if self.cpu_stat is not None else 0.0
+            whole_s = throttled_s(self.cpu_stat.read_text()) if self.cpu_stat is not None else 0.0
+            return whole_s / (len(self.lane.cpus) or self.lane.threads)
         except OSError:  # its group is gone, and so is the worker
             return 0.0
 

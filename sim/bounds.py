@@ -18,9 +18,17 @@ from .view import View
 from .workload import Workload, at
 
 
-def bound_s(scenario: Scenario, view: View, plan: Plan) -> float:
+def bound_s(scenario: Scenario, plan: Plan) -> float:
     """The bound that a plan is measured by: that of all plain splits if it is one, else of all plans."""
-    return lower_bound_s(view) if plan.is_plain_split(scenario.workload) else work_bound_s(scenario)
+    key = Identity(scenario)
+    return _lower_bound_s(key) if plan.is_plain_split(scenario.workload) else _work_bound_s(key)
+
+
+@lru_cache(maxsize=64)
+def _lower_bound_s(key: Identity) -> float:
+    scenario = key.value
+    assert isinstance(scenario, Scenario)
+    return lower_bound_s(View.of(scenario))
 
 
 def lower_bound_s(view: View) -> float:

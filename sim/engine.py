@@ -54,12 +54,11 @@ def _simulate(scenario: Scenario, policy: Policy, *, seed: int, label: str | Non
     if adaptive.is_eventful(scenario):
         courses = adaptive.run_courses(scenario, policy, seed=seed, launches=scenario.sampling.launches)
         return record_courses(scenario, policy, courses, seed=seed, label=label)
-    view = View.of(scenario)
-    plan = allocate(policy, view, scenario)
+    plan = allocate(policy, View.of(scenario), scenario)
     program, launches = run_plan(scenario, plan, seed=seed, launches=scenario.sampling.launches, record=True)
     looked_into = explained and not program.pulled
     why = explain(scenario, plan, None if noisy(scenario, plan) else program) if looked_into else ""
-    return _record(scenario, policy, plan, program, view, seed=seed, label=label, launches=launches, why=why)
+    return _record(scenario, policy, plan, program, seed=seed, label=label, launches=launches, why=why)
 
 
 def objective_value(scenario: Scenario, policy: Policy, *, seed: int, launches: int) -> float:
@@ -186,7 +185,6 @@ def _record(
     policy: Policy,
     plan: Plan,
     program: Program,
-    view: View,
     *,
     seed: int,
     label: str | None,
@@ -203,7 +201,7 @@ def _record(
         devices=_with_samples(
             device_ledgers(scenario, plan, program, events, repeats=launches[0].repeats), program, launches
         ),
-        bound_s=bound_s(scenario, view, plan),
+        bound_s=bound_s(scenario, plan),
         work_bound_s=work_bound_s(scenario),
         steps=sum(len(launch.ends) - 1 or 1 for launch in launches),
         fidelity=program.fidelity,
@@ -273,7 +271,7 @@ def record_courses(
         step_time=times,
         launch_medians=[quantiles(durations(course.ends, 0.0)).p50 for course in courses],
         devices=_course_ledgers(scenario, courses, ledgers(events, scenario.cluster.by_name)),
-        bound_s=work_bound_s(fastest) if len(courses[0].plans) > 1 else bound_s(fastest, View.of(fastest), plan),
+        bound_s=work_bound_s(fastest) if len(courses[0].plans) > 1 else bound_s(fastest, plan),
         work_bound_s=work_bound_s(fastest),
         steps=sum(len(course.ends) - 1 or 1 for course in courses),
         fidelity=program.fidelity,

@@ -11,7 +11,7 @@ from ...sim.view import Policy
 from .worlds import FAMILIES, Family, world
 
 DEVICES = (4, 8)
-"""The exact cut is exact over all orders of up to eight unlike devices."""
+"""The exact cut is exact over all orders of up to eight unlike devices, in models as short as these."""
 NAMES = ("plain", "memory", "slow links", "catalog")
 EXACT_CUT = "exact (cut-exact)"
 BASES = ("cut-uniform", "attention-layers")

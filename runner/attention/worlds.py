@@ -36,7 +36,7 @@ class Family:
     profiled: bool = False
     """Measured times that bend, in place of rooflines."""
     overlaps: bool = False
-    """Whether devices send while they compute; gradients too, which the exact split does not reckon with."""
+    """Whether devices send while they compute; gradients too, with which the exact split reckons."""
     graph: Graph | None = None
     """A graph of operators in place of a stack of blocks."""
     part: Span | None = None

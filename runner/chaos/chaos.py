@@ -152,6 +152,7 @@ def judged(folder: Path, calm: Drill, stormy: Drill, strikes: Sequence[Strike], 
         ],
         "exposed_listeners": sorted(calm.sightings.exposed | stormy.sightings.exposed),
         "not_struck": len(strikes) - len(stormy.struck),
+        "unplanned_faults": len(stormy.faults) - len(noticed),
     }
     table = rows(predicted, stormy.spent, calm.spent)
     delays = _delays(noticed)
@@ -180,6 +181,8 @@ def _problems(found: Mapping[str, Any]) -> Iterator[str]:
         yield "the disturbed training ended with other bytes than the undisturbed one"
     if found["not_struck"]:
         yield f"{found['not_struck']} faults had not struck when the training ended"
+    if found["unplanned_faults"] and not found["busy"]:
+        yield f"{found['unplanned_faults']} faults were told of that nobody had struck"
     wrong = ["lost", "misnamed", "left_behind", "exposed_listeners", *([] if found["busy"] else ["late"])]
     for name in wrong:
         yield from (f"{name.replace('_', ' ')}: {each}" for each in found[name])

@@ -20,7 +20,7 @@ from ...sim.engine import simulate
 from ...sim.plan import Plan
 from ...sim.spec import Scenario
 from ...sim.summary import summarise
-from ...sim.view import Fixed, View
+from ...sim.view import Fixed
 from ..export.ranks import rank_map
 from ..export.shape import Shape, irregular
 from .logs import Expected, Format, Launch, Reader, read_csv, read_megatron
@@ -246,7 +246,7 @@ def _summary(scenario: Scenario, plan: Plan, events: pd.DataFrame) -> Summary:
         step_time=quantiles([seconds for each in times.values() for seconds in each]),
         launch_medians=[quantiles(times[launch]).p50 for launch in sorted(times)],
         devices=lines,
-        bound_s=bound_s(scenario, View.of(scenario), plan),
+        bound_s=bound_s(scenario, plan),
         steps=sum(map(len, times.values())),
         fidelity="measured",
         median_interval_s=bootstrap_interval(list(times.values()), scenario.seed),

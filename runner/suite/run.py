@@ -16,7 +16,7 @@ from ...results.compare import compare, observations, paired, steadied_insides
 from ...results.errors import InputError, WorkerFailedError
 from ...results.pooled import CaseResult, Observation, SuiteResult, suite_result
 from ...results.record import Run
-from ...results.store import read_text, to_json, write_text
+from ...results.store import code_version, read_text, to_json, write_text
 from ...results.suite_report import suite_report
 from ...sim.spec import MAX_INPUT_BYTES, Scenario, scenario_from
 from ..calibrate import Report, Tick, calibrate
@@ -83,11 +83,21 @@ def run_suite(
             break
     done = [kept[case.name] for case in suite.cases if case.name in kept]
     asked = [case.name for case in suite.cases]
+    notes += other_versions(done)
     result = suite_result(suite.name, done, asked=asked, interrupted=interrupted, notes=notes)
     if done:
         result = result.model_copy(update={"report": str(suite_report(result, place))})
         write_text(place / "suite.json", to_json(result.document()))
     return result
+
+
+def other_versions(done: Sequence[CaseResult]) -> list[str]:
+    """A note where cases were measured by unlike versions: pooled figures are then of no single one."""
+    by_code: dict[str, list[str]] = {}
+    for case in done:
+        by_code.setdefault(case.code or "an unknown version", []).append(case.name)
+    told = "; ".join(f"{', '.join(names)} by {code}" for code, names in by_code.items())
+    return [f"not one version measured all cases: {told}"] if len(by_code) > 1 else []
 
 
 def complete_cases(suite: Suite, place: Path, seed: int, report: Report) -> dict[str, CaseResult]:
@@ -105,7 +115,8 @@ def run_case(
     """One case: its lanes are calibrated, its plans predicted and measured; what cannot be had here is a reason."""
     folder, runs, begin = place / case.name, place / "runs", time.monotonic()
     document = write_scenario(suite, case, folder)
-    result = CaseResult(name=case.name, family=case.family, digest=suite.digest(case, seed), date=_today())
+    known = {"digest": suite.digest(case, seed), "date": _today(), "code": code_version()}
+    result = CaseResult(name=case.name, family=case.family, **known)
     notes: list[str] = []
     try:
         with bar(f"{case.name}: calibrating") as tick:

@@ -22,7 +22,8 @@ def search(
         typer.Option(
             "--policy",
             "-p",
-            help="Names only (or module:Class): the search sets the parameters. Repeatable; commas too.",
+            help="Names only (or module:Class): the search sets the parameters. Repeatable; commas too. Default: "
+            "those that the scenario names, without their settings.",
         ),
     ] = [],
     trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of a resumed study included.")] = 200,

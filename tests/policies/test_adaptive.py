@@ -15,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from steelyard.policies import make_policy
+from steelyard.policies._base import canonical
 from steelyard.policies.cannikin_online import line_through, points_of
+from steelyard.policies.malleus import groups_of
 from steelyard.policies.online import expected_s, slow_factors, worth_it
 from steelyard.policies.outlook import predicted
 from steelyard.policies.testing import check_policy
@@ -304,6 +306,17 @@ def test_malleus_suspends_who_only_slows_the_others_down(rate: float) -> None:
     assert late_s(run) <= 1.02 * late_s(calm)
     slower = engine.simulate(box(4, [slow("g-2", 5, 1.5)], workload=workload), policy)
     assert late_s(slower) <= 1.02 * late_s(calm)
+
+
+def test_malleus_regroups_stragglers_so_that_they_slow_one_group_only() -> None:
+    """Two of eight devices in unlike pairs become slow: in the groups that are made then they share one."""
+    before, slow_ones = View.of(box(8, [])), {"g-1", "g-4"}
+    groups = [set(group) for group in groups_of(canonical(before), 2)]
+    assert sum(bool(group & slow_ones) for group in groups) == 2
+    after = canonical(before.slowed(dict.fromkeys(slow_ones, 3.0)))
+    groups = [set(group) for group in groups_of(after, 2)]
+    assert [group for group in groups if group & slow_ones] == [slow_ones]
+    assert groups[-1] == slow_ones, "the slowest group comes last: it is the first to be suspended"
 
 
 def _devices(plan: dict[str, Any]) -> set[str]:

@@ -60,7 +60,10 @@ def test_every_policy_differs_from_every_other_on_a_shipped_scenario() -> None:
 
 
 def _differ(one: Plan | None, other: Plan | None) -> bool:
-    return one is not None and other is not None and one.sha256 != other.sha256
+    """In who does what: the size of the messages of gradients alone makes no other plan."""
+    if one is None or other is None:
+        return False
+    return one.model_copy(update={"bucket_mib": other.bucket_mib}).sha256 != other.sha256
 
 
 @pytest.mark.parametrize(("name", "other"), [*ALIASES.items(), *SAME.items()])

@@ -62,14 +62,20 @@ def test_asking_for_what_it_says_gives_the_factor(tiny_scenario: Scenario, share
 
 
 def test_a_lane_that_is_far_off_is_corrected_by_no_more_than_its_limit(tiny_scenario: Scenario) -> None:
-    for gained in (1.0, 1.01, 100.0):
+    for gained, limit in ((0.9, MOST_PACE), (1.0, MOST_PACE), (1.01, MOST_PACE), (100.0, LEAST_PACE)):
         pacing, _ = gauged(slowing(tiny_scenario), gained)
-        asked = pacing.slowness()[-1][0]
-        assert 1 + LEAST_PACE * (FACTOR - 1) <= asked <= 1 + MOST_PACE * (FACTOR - 1)
+        assert pacing.slowness()[-1][0] == pytest.approx(1 + limit * (FACTOR - 1))
+        (note,) = pacing.notes()
+        assert "as far as a correction goes" in note
 
 
 def test_a_drift_is_corrected_in_proportion_and_other_lanes_are_left_alone(tiny_scenario: Scenario) -> None:
     drift = Disturbance(kind="drift", device="sse", from_step=2, until_step=5, factor=FACTOR)
+    every = [2, 5, 11, 17, 23, 31]
+    pacing, seen = gauged(slowing(tiny_scenario), FACTOR, but=every)
+    assert seen == []
+    assert pacing.slowness()[-1][0] == FACTOR
+    assert pacing.notes() == ["full is not gauged while it is slowed: no calibrated size is left that no plan has"]
     pacing, seen = gauged(slowing(tiny_scenario, drift), 1 + 1.25 * (FACTOR - 1))
     said = [drift.factor_at(step) for step in range(tiny_scenario.sampling.steps)]
     assert [1 + 1.25 * (own[1] - 1) for own in pacing.slowness()] == pytest.approx(said)

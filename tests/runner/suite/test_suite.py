@@ -36,6 +36,17 @@ def test_the_full_suite_is_as_wide_as_it_must_be() -> None:
     sizes = {len(each["lanes"]) for each in load_suite("full").clusters.values()}
     assert sizes >= {2, 3, 4, 6}
     assert sum(len(case.policies) + len(case.moved) for case in cases) >= 24
+    plans = [text for case in cases for text in case.policies]
+    assert any("data=2, pipeline=2" in text for text in plans), "a hybrid"
+    assert any("zero=1" in text for text in plans)
+    assert {schedule for schedule in ("gpipe", "1f1b", "interleaved") if any(schedule in text for text in plans)} == {
+        "gpipe",
+        "1f1b",
+        "interleaved",
+    }
+    assert any("disturbances" in case.settings and case.settings.get("rebalance") for case in cases), "adaptive"
+    wired = [each for cluster in load_suite("full").clusters.values() for each in cluster.get("hosts", ())]
+    assert any(host.get("link_mbit_per_s") for host in wired), "links held back"
 
 
 @pytest.mark.parametrize(
