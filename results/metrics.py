@@ -92,6 +92,8 @@ def with_model_error(interval: tuple[float, float], middle: float, model_error: 
     The simulated launches differ as measured ones do from each other. What the model is off by is common to them, so
     it is not seen in them, and adds to each arm as independent errors add: by their squares.
     """
+    if not model_error:
+        return interval
     own = statistics.NormalDist().inv_cdf((1 + INTERVAL) / 2) * model_error * middle
     return middle - math.hypot(middle - interval[0], own), middle + math.hypot(interval[1] - middle, own)
 

@@ -249,11 +249,11 @@ def criteria(pooled: Pooled) -> list[Criterion]:
         ),
         _at_least("share of the optimum, two lanes, %", pooled.optimum_share_percent, LEAST_OPTIMUM),
         _at_least(
-            f"regained {WITHIN_STEPS} steps after a slowdown by the policy predicted to regain most, of what was best, %",
+            f"regained {WITHIN_STEPS} steps after a slowdown, by whom most was predicted of, of what was best, %",
             pooled.regained_percent,
             LEAST_REGAINED,
         ),
-        _at_most("error of that prediction, %", pooled.worst_regained_error_percent, MOST_REGAINED_ERROR),
+        _at_most("error of such predictions, worst policy, %", pooled.worst_regained_error_percent, MOST_REGAINED_ERROR),
     ]
     return _if_judged(pooled, found)
 
@@ -311,11 +311,17 @@ def _regained(cases: Sequence[CaseResult]) -> dict[str, Any]:
     known = [each for own in by_case for each in own]
     errors = [abs(100 * (foreseen / found - 1)) for foreseen, found in known]
     return {
-        "regained_percent": min((max(own)[1] for own in by_case if own), default=None),
+        "regained_percent": min((_of_most(own) for own in by_case if own), default=None),
         "least_regained_percent": min((found for _, found in known), default=None),
         "worst_regained_error_percent": max(errors, default=None),
         "kept_plans": sum(bool(row.kept_plan_launches) for row in rows),
     }
+
+
+def _of_most(regained: Sequence[tuple[float, float]]) -> float:
+    """What was measured where most was predicted; of equal predictions the least."""
+    most = max(foreseen for foreseen, _ in regained)
+    return min(found for foreseen, found in regained if foreseen == most)
 
 
 def _by_fidelity(rows: Sequence[PlanRow]) -> list[FidelityScore]:

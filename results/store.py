@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -196,8 +197,12 @@ def code_provenance() -> dict[str, Any]:
     return {"version": version, "git_sha": commit, "git_dirty": None if dirty is None else bool(dirty)}
 
 
+@cache
 def code_version() -> str:
-    """The same in a word: the commit, with a + where files were changed since; without git the package's version."""
+    """The same in a word: the commit, with a + where files were changed since; without git the package's version.
+
+    As it was when it was first asked in this process.
+    """
     found = code_provenance()
     commit = found["git_sha"]
     return f"{commit[:12]}{'+' if found['git_dirty'] else ''}" if commit else str(found["version"])

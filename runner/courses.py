@@ -283,9 +283,7 @@ def predict_courses(
         run = foretold(scenario, policy, seed, label)
         told = {"notes": list(notes), "provenance": {**provenance(scenario), **run.manifest.provenance}}
         manifest = run.manifest.model_copy(update=told)
-        interval = with_model_error(
-            run.summary.median_interval_s, run.summary.step_time_s.p50, model_error(scenario)
-        )
+        interval = with_model_error(run.summary.median_interval_s, run.summary.step_time_s.p50, model_error(scenario))
         known = {"recovery": recovered(scenario, step_times(run.events)), "median_interval_s": interval}
         summary = run.summary.model_copy(update=known)
         run = replace(run, manifest=manifest, summary=summary)

@@ -72,7 +72,7 @@ def demo(
     scenario = load_scenario(SCENARIO, settings, resolver(runs))
     report(f"searching {trials} trials over {len(DEFAULTS)} policies in simulation")
     with bar("searching") as tick:
-        found = search(scenario, trials=trials, seed=seed, progress=tick)
+        found = search(scenario, policies=DEFAULTS, trials=trials, seed=seed, progress=tick)
     policies = chosen_policies(scenario, found)
     with bar("measuring") as tick:
         study = replay(

@@ -152,7 +152,7 @@ def start_worker(room: Room, rank: int, place: Path) -> Worker:
             start_new_session=True,
             cwd=place,
         )
-    return Worker(room.lane, rank, process, log, memory=room.memory, cpu_stat=room.cpu_stat)
+    return Worker(room.lane, rank, process, log, memory=room.memory, quota=room.quota)
 
 
 def _stop(workers: Sequence[Worker]) -> None:

@@ -3,7 +3,7 @@
 A quota of half the processor's time does not make a lane take exactly twice as long: being stopped and started costs
 time itself. So the lanes that a run slows down are gauged under the quota before anything is predicted, at sizes that
 no plan of theirs has, and the run asks for what gives the factor if what goes beyond 1 grows in proportion. It is
-corrected once; what waits within steps do to it the gauge, which has none, does not see.
+corrected once. The gauge's steps wait for nobody: how a lane uses its quota between waits it does not see.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import median
 
 from ..sim.disturbances import factors_at
@@ -56,12 +57,12 @@ class Pacing:
         """The lanes, by rank."""
         return [device.name for device in self.scenario.cluster.devices]
 
-    @property
+    @cached_property
     def steps(self) -> list[dict[str, float]]:
         """Per step of a run, the factors on the work of the lanes that are not as fast as ever."""
         return [factors_at(self.scenario.disturbances, step) for step in range(self.scenario.sampling.steps)]
 
-    @property
+    @cached_property
     def most(self) -> dict[str, float]:
         """The largest factor on each lane's work."""
         found: dict[str, float] = {}
@@ -91,13 +92,13 @@ class Pacing:
         if not self.scenario.replay.gauge_launches:
             return []
         return [
-            f"{name} is not gauged while it is slowed: no calibrated size is left that no plan has"
+            f"{name} is not gauged while it is slowed: no calibrated size that no plan has fits into its memory"
             if name not in self.gained
             else f"{name} took {self.gained[name]:.2f} times as long when {self.most[name]:g} times was asked of it: "
             + (
                 f"{self.asked[name]:.2f} is asked instead"
                 if self._is_trusted(name)
-                else f"that is no quota's doing, and {self.asked[name]:.2f} is as far as a correction goes"
+                else f"the quota alone does not explain that, and {self.asked[name]:.2f} is as far as a correction goes"
             )
             for name in self.slowed_lanes
         ]

@@ -12,7 +12,7 @@ import psutil
 
 RETRANSMITTING, PROBING = 1, 4
 """Timers of a row of ``/proc/net/tcp``: data was sent and not acknowledged; data waits, and it is probed whether any
-can be sent. The latter is also what becomes of data that a dead link took none of."""
+can be sent. The latter is also the timer of data that was written when the link was dead already."""
 UNANSWERED = 2
 """Retransmissions or probes without an answer after which a connection counts as cut: a healthy one on a host's own
 links needs none, and a peer that only does not read answers probes."""

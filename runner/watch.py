@@ -31,7 +31,7 @@ from typing import IO, Literal
 
 from ..results.errors import WorkerFailedError
 from .devices import NamedLane
-from .isolation.groups import throttled_s
+from .isolation.groups import throttled_periods_s
 from .symptoms import MemoryGroup, connections, is_blocked, is_stopped, memory_group
 from .worker.signs import WAITS, state_file
 
@@ -101,10 +101,10 @@ class Worker:
     last_seen: float = field(default_factory=time.monotonic)
     stopped_since: float | None = None
     memory: MemoryGroup | None = None
-    cpu_stat: Path | None = None
-    """The file that tells how long a quota has kept it from running."""
-    silence: tuple[float, float] | None = None
-    """When it was first seen silent, and for how long it had been kept from running by then; None: it is not."""
+    quota: Path | None = None
+    """The folder of the group that limits its processor time; None: it has no quota of its own."""
+    silence: tuple[float, int] | None = None
+    """When it was first seen silent, and in how many periods it had been kept from running by then; None: it is not."""
     buffer: bytes = b""
 
     @property
@@ -130,21 +130,22 @@ class Worker:
         except (FileNotFoundError, IndexError):  # not begun, or on another machine and not told yet
             return None
 
-    @property
-    def throttled_s(self) -> float:
-        """Seconds for which its quota has kept it from running so far, the mean over its cores; 0 without one."""
+    def throttled(self, before: int = 0) -> tuple[int, float]:
+        """Periods in which its quota kept it from running, and the seconds of those since an earlier count."""
         try:
-            whole_s = throttled_s(self.cpu_stat.read_text()) if self.cpu_stat is not None else 0.0
-            return whole_s / (len(self.lane.cpus) or self.lane.threads)
+            return throttled_periods_s(self.quota, before) if self.quota is not None else (0, 0.0)
         except OSError:  # its group is gone, and so is the worker
-            return 0.0
+            return 0, 0.0
 
     def is_starved(self, now: float) -> bool:
-        """Whether its quota kept it from running for most of its silence: who waits for others has no use for time."""
-        if self.silence is None:
+        """Whether its quota kept it from running for most of its silence though it waits: waiting takes no time.
+
+        A GPU's worker may keep its processor busy while it waits, so of such nothing is said.
+        """
+        if self.silence is None or self.state != WAITS or self.lane.torch_device != "cpu":
             return False
         since, before = self.silence
-        return self.throttled_s - before > STARVED_SHARE * (now - since)
+        return self.throttled(before)[1] > STARVED_SHARE * (now - since)
 
     def last_words(self) -> str:
         """The end of what it printed."""
@@ -212,7 +213,10 @@ def _look(workers: Sequence[Worker], now: float) -> None:
         if worker.memory is None and worker.done < 0 and worker.running:
             worker.memory = memory_group(worker.process.pid)
         silent = now - worker.last_seen > LOOKED_AT_S
-        worker.silence = (worker.silence or (now, worker.throttled_s)) if silent else None
+        if not silent or (worker.silence is not None and worker.last_seen > worker.silence[0]):
+            worker.silence = None
+        if silent and worker.silence is None:
+            worker.silence = now, worker.throttled()[0]
         if not (silent and worker.running and is_stopped(worker.process.pid)):
             worker.stopped_since = None
         elif worker.stopped_since is None:

@@ -209,9 +209,14 @@ class Lane(Spec):
     """Which of the machines of a study over several it is on; 0: the one that drives."""
 
     @property
+    def cores(self) -> int:
+        """How many cores it runs on: those it is pinned to, else one a thread."""
+        return len(self.cpus) or self.threads
+
+    @property
     def quota_cores(self) -> float:
-        """So many cores' time is the lane's: those it is pinned to (else one a thread), times its share."""
-        return self.cpu_share * (len(self.cpus) or self.threads)
+        """So many cores' time is the lane's: its cores, times its share."""
+        return self.cpu_share * self.cores
 
 
 class Device(Spec):
@@ -242,6 +247,8 @@ class Device(Spec):
     """How often its owner takes a spot device away."""
     slowdown: Positive = 1.0
     """Its work takes so many times as long as its figures say: a straggler is above 1."""
+    sum_slowdown: Annotated[float, Field(ge=1)] = 1.0
+    """Collectives that it takes part in take so many times as long: of a lane that is slowed down under way."""
     overlaps: bool = True
     """Whether collectives run beside compute (a lane's share its cores with it, so they do not)."""
     ranges: dict[str, Annotated[list[NonNegative], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)

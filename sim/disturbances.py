@@ -103,36 +103,47 @@ def without(cluster: Cluster, gone: Collection[str]) -> Cluster:
 
 def slowed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
     """A cluster some of whose devices take longer for all their work."""
-    if all(factor == 1.0 for factor in factors.values()):
-        return cluster
-    nodes = []
-    for node in cluster.nodes:
-        devices = [
-            device.model_copy(update={"slowdown": device.slowdown * factors[device.name]})
-            if factors.get(device.name, 1.0) != 1.0
-            else device
-            for device in node.devices
-        ]
-        nodes.append(node.model_copy(update={"devices": devices}))
-    return cluster.model_copy(update={"nodes": nodes})
+    own = _of(cluster, factors)
+    return _changed(cluster, {name: {"slowdown": cluster.by_name[name].slowdown * own[name]} for name in own})
+
+
+def disturbed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
+    """The same as disturbances do it: collectives are slower too, where slow devices do their part of them themselves."""
+    own = _of(cluster, factors)
+    summing = {name: max(1.0, own[name]) for name in own if cluster.by_name[name].sums_itself}
+    return _changed(
+        slowed(cluster, own),
+        {name: {"sum_slowdown": cluster.by_name[name].sum_slowdown * factor} for name, factor in summing.items()},
+    )
 
 
 def slower_sums(cluster: Cluster, names: Collection[str], factors: Mapping[str, float]) -> float:
     """The factor on the time of a collective over some devices: of the slowest that does its part of it itself."""
-    return max([1.0, *(factors[name] for name in names if name in factors and cluster.by_name[name].sums_itself)])
+    own = (factor for name, factor in factors.items() if name in names and cluster.by_name[name].sums_itself)
+    return max(1.0, max(own, default=1.0))
 
 
-def disturbed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
-    """:func:`slowed`, and with it the collectives that were measured over devices that do their part themselves."""
-    if all(factor == 1.0 for factor in factors.values()):
+def _of(cluster: Cluster, factors: Mapping[str, float]) -> dict[str, float]:
+    """Those of a cluster's devices that change anything."""
+    return {name: factor for name, factor in factors.items() if factor != 1.0 and name in cluster.by_name}
+
+
+def _changed(cluster: Cluster, changes: Mapping[str, dict[str, float]]) -> Cluster:
+    """A cluster some of whose devices have other figures; the same object where none has."""
+    if not changes:
         return cluster
-    tables = [
-        table.scaled(factor)
-        if (factor := slower_sums(cluster, table.devices, factors)) > 1.0 and table.kind != "point_to_point"
-        else table
-        for table in cluster.collectives
+    nodes = [
+        node.model_copy(
+            update={
+                "devices": [
+                    device.model_copy(update=changes[device.name]) if device.name in changes else device
+                    for device in node.devices
+                ]
+            }
+        )
+        for node in cluster.nodes
     ]
-    return slowed(cluster, factors).model_copy(update={"collectives": tables})
+    return cluster.model_copy(update={"nodes": nodes})
 
 
 def refuse_events(fields: Mapping[str, Any]) -> None:

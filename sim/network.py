@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -58,13 +58,25 @@ class _Way:
 
     shapes: tuple[Shape, ...] = ()
     measured: Own | Like | None = None
+    slowdown: float = 1.0
     known: dict[float, Transfer] = field(default_factory=dict)
 
     def transfer(self, size_bytes: float) -> Transfer:
         found = self.known.get(size_bytes)
         if found is None:
-            found = self.known[size_bytes] = self._transfer(size_bytes) if self.shapes else NOTHING
+            found = self.known[size_bytes] = self._slowed(self._transfer(size_bytes)) if self.shapes else NOTHING
         return found
+
+    def _slowed(self, found: Transfer) -> Transfer:
+        if self.slowdown == 1.0:
+            return found
+        factor = self.slowdown
+        return replace(
+            found,
+            latency_s=factor * found.latency_s,
+            volume_bytes=factor * found.volume_bytes,
+            alone_s=factor * found.alone_s,
+        )
 
     def _transfer(self, size_bytes: float) -> Transfer:
         chosen = fastest(self.shapes, size_bytes)
@@ -88,6 +100,7 @@ class Network:
         self._ways: dict[tuple[str, tuple[str, ...], str], _Way] = {}
         self._held = 0
         self._curves: dict[tuple[int, int, float], Curve] = {}
+        self._sum_slowdown = {device.name: device.sum_slowdown for device in cluster.devices}
         self._launch_s = {device.name: device.launch_overhead_us * 1e-6 for device in cluster.devices}
 
     @property
@@ -162,7 +175,9 @@ class Network:
         if len(ports) < 2:
             return _Way()
         shapes = shapes_of(self._topology, kind, ports, self._backend, algorithm)
-        return _Way(shapes, self._measured(kind, devices, ports, shapes) if algorithm == "auto" else None)
+        # A message's sender and receiver only copy; in a collective each does a part of the sums.
+        slowdown = 1.0 if kind == "point_to_point" else max(self._sum_slowdown[name] for name in devices)
+        return _Way(shapes, self._measured(kind, devices, ports, shapes) if algorithm == "auto" else None, slowdown)
 
     def _ports(self, devices: Sequence[str]) -> list[Port]:
         known = self._topology.ports

@@ -127,7 +127,7 @@ class Replay(Spec):
     """Launches that find the lanes' present speed before anything is predicted; 0: tables are taken as they are."""
     model_error_percent: Annotated[float, Field(ge=0, le=100)] = 2.5
     """What predictions from a lane's tables are off by beside the noise, as a standard deviation: their intervals are
-    wider by it, but those from tables that runs refined. The default is what an earlier suite of replays showed."""
+    wider by it, except those from tables that runs refined. The default is what an earlier suite of replays showed."""
 
 
 class Training(Spec):

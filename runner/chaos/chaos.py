@@ -152,7 +152,7 @@ def judged(folder: Path, calm: Drill, stormy: Drill, strikes: Sequence[Strike], 
         ],
         "exposed_listeners": sorted(calm.sightings.exposed | stormy.sightings.exposed),
         "not_struck": len(strikes) - len(stormy.struck),
-        "unplanned_faults": len(stormy.faults) - len(noticed),
+        "unplanned_faults": len(calm.faults) + len(stormy.faults) - len({id(fault) for _, fault in noticed}),
     }
     table = rows(predicted, stormy.spent, calm.spent)
     delays = _delays(noticed)
@@ -214,7 +214,6 @@ def _counts(strikes: Sequence[Strike], stormy: Drill, noticed: Sequence[tuple[St
         "asked": {sort: count(strikes, sort) for sort in sorts},
         "struck": {sort: count(done, sort) for sort in sorts},
         "struck_kinds": {kind: sum(each.kind == kind for each in done) for kind in TOLD},
-        "unplanned_faults": len(stormy.faults) - len(noticed),
         "steps_lost": sum(fault["steps_lost"] for fault in stormy.faults),
     }
 

@@ -206,6 +206,20 @@ def throttled_s(stat: str) -> float:
     return 0.0
 
 
+def throttled_periods_s(folder: Path, before: int = 0) -> tuple[int, float]:
+    """In how many periods a quota has kept a group from running, and for how long that was since an earlier count.
+
+    The seconds that ``cpu.stat`` sums up stand still while a throttle lasts; periods are counted in it, too.
+    """
+    fields = dict(line.split(maxsplit=1) for line in (folder / "cpu.stat").read_text().splitlines())
+    count = int(fields.get("nr_throttled", 0))
+    if (whole := folder / "cpu.max").exists():  # version 2
+        period_us = int(whole.read_text().split()[1])
+    else:
+        period_us = int((folder / "cpu.cfs_period_us").read_text())
+    return count, (count - before) * period_us / 1e6
+
+
 def _try(place: Place) -> None:
     values = place.quota(0.5, 10_000) if place.controller == "cpu" else place.limit(2**28)
     group = make_group(place, Owner.here().name(), values)

@@ -49,8 +49,8 @@ class Room:
 
         Of a worker that is to be slowed, also whose quota to lower for that, and from what.
         """
-        group, stat = self._limiting("cpu"), self.cpu_stat
-        found = {"cpu_stat": str(stat or ""), "cores": len(self.lane.cpus) or self.lane.threads}
+        group = self._limiting("cpu")
+        found = {"cpu_stat": str(group.path / "cpu.stat") if group else "", "cores": self.lane.cores}
         if group is None or not self.paced:
             return found
         share = {"quota_cores": self.lane.quota_cores, "period_us": self.lane.cpu_period_us}
@@ -63,10 +63,10 @@ class Room:
         return MemoryGroup(group.kills_file, group.oom_kills()) if group else None
 
     @property
-    def cpu_stat(self) -> Path | None:
-        """The file that tells how long the lane's quota has kept it from running; None: it has no quota of its own."""
+    def quota(self) -> Path | None:
+        """The folder of the group that limits the lane's processor time; None: it has none of its own."""
         group = self._limiting("cpu")
-        return group.path / "cpu.stat" if group else None
+        return group.path if group else None
 
     def _limiting(self, controller: Controller) -> Group | None:
         return next((group for group in self.groups if group.place.controller == controller), None)

@@ -64,6 +64,7 @@ def run_suite(
         InputError: torch is not installed, or the suite itself is wrong.
     """
     require_torch()
+    code_version()  # asked now, of what is loaded: the checkout may change meanwhile
     place, begin = runs / f"suite-{suite.name}", time.monotonic()
     kept = {} if again else complete_cases(suite, place, seed, report)
     todo = [case for case in suite.cases if case.name not in kept]
@@ -115,8 +116,9 @@ def run_case(
     """One case: its lanes are calibrated, its plans predicted and measured; what cannot be had here is a reason."""
     folder, runs, begin = place / case.name, place / "runs", time.monotonic()
     document = write_scenario(suite, case, folder)
-    known = {"digest": suite.digest(case, seed), "date": _today(), "code": code_version()}
-    result = CaseResult(name=case.name, family=case.family, **known)
+    result = CaseResult(
+        name=case.name, family=case.family, digest=suite.digest(case, seed), date=_today(), code=code_version()
+    )
     notes: list[str] = []
     try:
         with bar(f"{case.name}: calibrating") as tick:

@@ -17,6 +17,7 @@ from steelyard.policies import (
     Choice,
     Range,
     make_policy,
+    names_for,
     parameters,
     policies_for,
     policy_class,
@@ -245,6 +246,16 @@ def test_policies_are_those_given_else_the_scenarios_else_the_defaults(quiet_sce
     assert policies_for(own, ["uniform"]) == [Uniform()]
     assert policies_for(own) == [Makespan(), Throughput(gamma=2.0)]
     assert policies_for(quiet_scenario) == [policy_from_text(name) for name in DEFAULTS]
+
+
+def test_a_search_looks_among_the_policies_that_the_scenarios_name(quiet_scenario: Scenario) -> None:
+    """Without their settings, each once; a planner goes with ``grid``, whose defaults often fit nowhere."""
+    texts = ["makespan", "throughput(gamma=2.0)", "makespan(leave_out=false)"]
+    own = quiet_scenario.model_copy(update={"policies": texts})
+    other = quiet_scenario.model_copy(update={"policies": ["grid(pipeline=2)", "uniform"]})
+    assert names_for([own]) == ["makespan", "throughput"]
+    assert names_for([own, other]) == ["makespan", "throughput", "grid", "uniform", "hybrid"]
+    assert names_for([quiet_scenario]) == list(DEFAULTS)
 
 
 def test_the_plans_of_the_defaults_can_be_replayed(quiet_scenario: Scenario) -> None:

@@ -32,6 +32,7 @@ from steelyard.runner.replay import (
     distinct_entries,
     hold_out,
     lanes_of,
+    model_error,
     plans_of,
     predict,
     replay,
@@ -147,6 +148,22 @@ def test_twins_are_the_fastest_plan_and_others_far_from_it(tiny_scenario: Scenar
     assert made[0] == alone
     assert made[-1].twin_of == max(medians, key=lambda label: medians[label])
     assert len({each.label for each in made} | set(medians)) == len(made) + len(medians)
+
+
+def test_intervals_know_what_the_model_is_off_by_unless_runs_refined_it(tiny_scenario: Scenario, tmp_path: Path) -> None:
+    """Refined tables have that in the launches that they were fitted to."""
+
+    def width(scenario: Scenario, place: str) -> float:
+        entries, _ = predicted_entries(scenario, tmp_path / place)
+        assert entries[0].prediction is not None
+        low, high = entries[0].prediction.summary.median_interval_s
+        return (high - low) / entries[0].predicted_s
+
+    off = tiny_scenario.replay.model_copy(update={"model_error_percent": 10.0})
+    refined = tiny_scenario.cluster.model_copy(update={"fitted_plans": ["0" * 64]})
+    assert model_error(tiny_scenario) == tiny_scenario.replay.model_error_percent / 100
+    assert model_error(tiny_scenario.model_copy(update={"cluster": refined})) == 0.0
+    assert width(tiny_scenario.model_copy(update={"replay": off}), "off") > max(0.25, width(tiny_scenario, "plain"))
 
 
 def test_intervals_are_sealed_for_every_number_of_steps_and_narrow_with_it(

@@ -17,10 +17,10 @@ from steelyard.runner.worker.signs import state_file
 READY = "echo done 0; "
 FOREVER = 'touch "$SETTLED"; exec sleep 600'
 STARVED = (
-    'touch "$SETTLED"; while :; do echo "throttled_time $(date +%s%N)" > "$STAT.new"; mv "$STAT.new" "$STAT"; '
-    "sleep 0.1; done"
+    'touch "$SETTLED"; count=0; while :; do count=$((count + 1)); echo "nr_throttled $count" > "$GROUP/new"; '
+    'mv "$GROUP/new" "$GROUP/cpu.stat"; sleep 0.1; done'
 )
-"""A group's file as the kernel writes it while it lets no process of the group run."""
+"""A group's files as the kernel has them while a quota of 0.1 s periods lets no process of the group run."""
 RESET = "echo 'RuntimeError: Connection reset by peer' >&2; exit 1"
 
 Watched = Callable[..., Fault]
@@ -40,7 +40,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
                 names = {
                     "SETTLED": str(tmp_path / f"settled-{rank}"),
                     "STATE": str(state_file(log_of(tmp_path, rank))),
-                    "STAT": str(tmp_path / f"stat-{rank}"),
+                    "GROUP": str(group_of(tmp_path, rank)),
                 }
                 told = {**os.environ, **names}
                 processes.append(
@@ -52,7 +52,7 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
             ):
                 time.sleep(0.01)
         workers = [
-            Worker(NamedLane(name="abc"[rank]), rank, process, log_of(tmp_path, rank), cpu_stat=stat_of(tmp_path, rank))
+            Worker(NamedLane(name="abc"[rank]), rank, process, log_of(tmp_path, rank), quota=group_of(tmp_path, rank))
             for rank, process in enumerate(processes)
         ]
         with pytest.raises(FaultError) as failed:
@@ -66,12 +66,14 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
         process.communicate()
 
 
-def stat_of(folder: Path, rank: int) -> Path:
-    """The file of a lane's quota; one that was never throttled, until its script says otherwise."""
-    file = folder / f"stat-{rank}"
-    if not file.exists():
-        file.write_text("nr_throttled 0\nthrottled_time 0\n")
-    return file
+def group_of(folder: Path, rank: int) -> Path:
+    """The folder of a lane's quota; one that was never throttled, until its script says otherwise."""
+    group = folder / f"group-{rank}"
+    if not group.exists():
+        group.mkdir()
+        (group / "cpu.stat").write_text("nr_periods 7\nnr_throttled 0\nthrottled_time 0\n")
+        (group / "cpu.cfs_period_us").write_text("100000\n")
+    return group
 
 
 def log_of(folder: Path, rank: int) -> Path:
@@ -112,6 +114,12 @@ def test_of_those_that_all_wait_the_one_that_its_quota_starves_is_named(watched:
     waits = f"{READY} {WAITING} {FOREVER}"
     fault = watched(waits, f"{READY} {WAITING} {STARVED}", waits, timeout_s=2.0)
     assert (fault.kind, fault.lane) == ("hung", "b")
+
+
+def test_a_lane_that_its_quota_holds_back_at_work_is_not_starved(watched: Watched) -> None:
+    """Two do not wait; that one of them uses up its quota says nothing of who is at fault."""
+    fault = watched(f"{READY} {WORKING} {FOREVER}", f"{READY} {WORKING} {STARVED}", timeout_s=2.0)
+    assert (fault.kind, fault.lane) == ("hung", None)
 
 
 def test_lines_are_counted_where_one_shows_no_state(watched: Watched) -> None:

@@ -108,34 +108,40 @@ def test_a_slowed_processor_is_slower_in_collectives_too(build: Any, torch_devic
     assert after == pytest.approx(27 + all_reduce_s * (3 if torch_device == "cpu" else 1))
 
 
-@given(factors=st.lists(st.floats(1.0, 5.0), min_size=2, max_size=2), torch_device=st.sampled_from(["cpu", "cuda:0"]))
+SETS = st.sampled_from([["d0", "d1", "d2", "d3"], ["d0", "d1"], ["d1", "d3"], ["d0", "d2", "d3"]])
+
+
+@given(factors=st.lists(st.floats(1.0, 5.0), min_size=4, max_size=4), used=SETS, measured=st.booleans())
+@pytest.mark.parametrize("torch_device", ["cpu", "cuda:0"])
 def test_whoever_plans_for_slow_lanes_sees_what_the_engine_runs(
-    build: Any, factors: list[float], torch_device: str
+    build: Any, factors: list[float], used: list[str], measured: bool, torch_device: str
 ) -> None:
-    """Lanes slow from step 5 on: steps take what they take on the cluster that policies and optima are shown."""
-    names = ["d0", "d1"]
-    events = [
-        {"kind": "slowdown", "device": name, "from_step": 5, "factor": factor}
-        for name, factor in zip(names, factors, strict=True)
-    ]
-    scenario = world(build, events, devices=2)
+    """Lanes slow from step 5 on: steps take what they take on the cluster that policies and optima are shown.
+
+    Whoever takes part, with a table over all lanes and one pair, or with none: a slow lane that is left out slows none.
+    """
+    names = ["d0", "d1", "d2", "d3"]
+    own = dict(zip(names, factors, strict=True))
+    events = [{"kind": "slowdown", "device": name, "from_step": 5, "factor": own[name]} for name in names]
+    scenario = world(build, events, devices=4, parameters=1000, gb_per_s=1e-6)
+    points = [CollectivePoint(bytes=1, seconds=2), CollectivePoint(bytes=9, seconds=2)]
+    tables = [CollectiveTable(backend="gloo", devices=each, points=points) for each in (names, names[:2])]
     lane = Lane(torch_device=torch_device)
-    table = CollectiveTable(
-        backend="gloo", devices=names, points=[CollectivePoint(bytes=1, seconds=2), CollectivePoint(bytes=9, seconds=2)]
-    )
     nodes = [
         node.model_copy(update={"devices": [each.model_copy(update={"lane": lane}) for each in node.devices]})
         for node in scenario.cluster.nodes
     ]
-    cluster = scenario.cluster.model_copy(update={"nodes": nodes, "collectives": [table]})
+    cluster = scenario.cluster.model_copy(update={"nodes": nodes, "collectives": tables if measured else []})
     scenario = scenario.model_copy(update={"cluster": cluster})
-    (course,) = adaptive.run_courses(scenario, make_policy("uniform"), seed=0, launches=1)
-    there = disturbed(cluster, dict(zip(names, factors, strict=True)))
+    policy = Script({0: dict.fromkeys(used, 6 // len(used))})
+    (course,) = adaptive.run_courses(scenario, policy, seed=0, launches=1)
+    there = disturbed(cluster, own)
+    assert View.of(scenario).slowed(own).cluster == there
     still = scenario.model_copy(update={"cluster": there, "disturbances": [], "rebalance": None})
-    shown = View.of(scenario).slowed(dict(zip(names, factors, strict=True))).cluster
-    assert shown == there
-    step_s = engine.simulate(still, make_policy("uniform")).summary.step_time_s.mean
+    plan = Plan.data_parallel(scenario.workload, course.plans[0][0].samples())
+    step_s = engine.simulate(still, Fixed(plan)).summary.step_time_s.mean
     assert course.ends[8] - course.ends[7] == pytest.approx(step_s, rel=1e-9)
+    assert disturbed(cluster, dict.fromkeys(names, 1.0)) is cluster
 
 
 def test_a_drift_grows_by_equal_steps_and_stays() -> None:

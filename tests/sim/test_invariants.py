@@ -210,7 +210,7 @@ def test_no_step_is_longer_than_everything_in_a_row(build: Any, study: Study) ->
 def test_no_plan_beats_its_bound(build: Any, study: Study) -> None:
     """Work over speed of all devices for any plan; for a data-parallel one the best integer split."""
     scenario = study.scenario(build)
-    bound = bound_s(scenario, View.of(scenario), study.plan)
+    bound = bound_s(scenario, study.plan)
     assert 0 < bound <= launch(build, study).ends[-1] / STEPS * (1 + 1e-9)
     assert work_bound_s(scenario) <= lower_bound_s(View.of(scenario)) * (1 + 1e-9)
 
@@ -224,8 +224,8 @@ def test_devices_that_are_good_at_different_layers_beat_every_split_of_the_batch
     step_s = build.step_s(scenario, plan)
     assert step_s == pytest.approx(0.2 * 21)
     assert step_s < lower_bound_s(view) == pytest.approx(22.0)
-    assert bound_s(scenario, view, plan) <= step_s
-    assert bound_s(scenario, view, plan) >= 0.5 * step_s
+    assert bound_s(scenario, plan) <= step_s
+    assert bound_s(scenario, plan) >= 0.5 * step_s
 
 
 # Units and names

@@ -25,6 +25,7 @@ from steelyard.runner.isolation.groups import (
     make_group,
     sweep,
     throttled_s,
+    throttled_periods_s,
 )
 from steelyard.runner.isolation.owner import Owner
 from steelyard.runner.worker.quota import Quota
@@ -223,6 +224,29 @@ def test_a_worker_counts_what_its_quota_took_away(need: Need) -> None:
             assert process.wait(60) == 0
     finally:
         group.remove()
+
+
+@pytest.mark.usefixtures("as_before")
+def test_periods_tell_who_is_starved_while_the_throttle_lasts(need: Need) -> None:
+    """A thousandth of a core: who wants more is throttled in nearly every period, who sleeps in hardly any."""
+    need("cpu_quota")
+    place = place_of("cpu")
+    for program, starved in ((SPIN, True), ("import time; time.sleep(60)", False)):
+        group = make_group(place, Owner.here().name(), {})
+        try:
+            with start(group, program) as process:
+                wait_for(lambda process=process, group=group: process.pid in group.members())
+                time.sleep(0.5)  # until the interpreter has started
+                group.set(place.quota(1e-3, 1_000_000))
+                time.sleep(2.0)
+                before, _ = throttled_periods_s(group.path)
+                begin = time.monotonic()
+                time.sleep(4.0)
+                _, seconds = throttled_periods_s(group.path, before)
+                assert (seconds > 0.5 * (time.monotonic() - begin)) is starved
+                process.kill()
+        finally:
+            group.remove()
 
 
 def test_a_worker_without_a_quota_loses_nothing() -> None:

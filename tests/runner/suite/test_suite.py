@@ -11,11 +11,12 @@ import pytest
 import tomli_w
 from steelyard.policies import policy_from_text
 from steelyard.results.errors import InputError
+from steelyard.results.pooled import CaseResult
 from steelyard.results.record import digest
 from steelyard.runner.calibrate import Tick
 from steelyard.runner.cli import run
 from steelyard.runner.suite.cases import SHIPPED, Case, load_suite, moved_splits, runnable
-from steelyard.runner.suite.run import read_case, run_suite
+from steelyard.runner.suite.run import other_versions, read_case, run_suite
 from steelyard.sim.spec import Scenario
 
 
@@ -74,6 +75,13 @@ def test_a_result_that_cannot_be_read_is_one_line(tmp_path: Path, text: str) -> 
     (tmp_path / "case.json").write_text(text)
     with pytest.raises(InputError, match="is no result of this version"):
         read_case(tmp_path, "digest")
+
+
+def test_cases_of_unlike_versions_are_told() -> None:
+    one, other = (CaseResult(name=name, family="bert", code=code) for name, code in (("a", "1234"), ("b", "")))
+    assert other_versions([one, one.model_copy(update={"name": "c"})]) == []
+    (note,) = other_versions([one, other])
+    assert note == "not one version measured all cases: a by 1234; b by an unknown version"
 
 
 def test_no_such_suite() -> None:
