@@ -253,7 +253,9 @@ def criteria(pooled: Pooled) -> list[Criterion]:
             pooled.regained_percent,
             LEAST_REGAINED,
         ),
-        _at_most("error of such predictions, worst policy, %", pooled.worst_regained_error_percent, MOST_REGAINED_ERROR),
+        _at_most(
+            "error of such predictions, worst policy, %", pooled.worst_regained_error_percent, MOST_REGAINED_ERROR
+        ),
     ]
     return _if_judged(pooled, found)
 

@@ -182,12 +182,14 @@ def _require_lanes(document: dict[str, Any]) -> None:
 def calibration_sizes(workload: Workload, lanes: int) -> list[int]:
     """Micro-batch sizes to measure, from a few samples to a little over the largest that a plan can have.
 
-    An equal split's sizes are left out: the uniform plan is always replayed, and its sizes must not predict it.
+    An equal split's sizes are left out: the uniform plan is always replayed, and its sizes must not predict it. The
+    smallest size has a neighbour: passes of a sample or two, which accumulation makes many of, are drawn on from there.
     """
     largest = min(workload.global_batch, workload.max_micro_batch or workload.global_batch)
     count = SIZES_PER_LANE * lanes + 1
     step = (LARGEST - SMALLEST) / (count - 1)
     sizes = {max(1, round((SMALLEST + number * step) * largest)) for number in range(count)}
+    sizes.add(min(sizes) + 1)
     equal = {workload.global_batch // lanes, -(-workload.global_batch // lanes)}
     if max(sizes) in equal:
         sizes.add(max(equal) + 1)  # what goes must not leave the largest of the plans' sizes outside

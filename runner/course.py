@@ -1,10 +1,11 @@
 """Course: a real run whose lanes slow down under way, and whose plan may follow them: the counterpart of sim.adaptive.
 
 One launch is one run of ``sampling.steps`` steps. A slowed lane's quota of processor time is lowered so that it becomes
-as slow as the disturbance says (:mod:`.pacing`), and given back when that ends. Where the host has no quotas, the lane keeps its processor busy after
-every pass and update until they have taken so many times as long; the record says which it was. At every
-rebalance point all lanes stand still, the driver shows the policy what was measured so far, and its answer goes on: the
-standing still is in the record, whether the plan changed or not, and so is what moving the states took.
+as slow as the disturbance says (:mod:`.pacing`), and given back when that ends. Where the host has no quotas, the lane
+keeps its processor busy after every pass and update until they have taken so many times as long; the record says which
+it was. At every rebalance point all lanes stand still, the driver shows the policy what was measured so far, and its
+answer goes on: the standing still is in the record, whether the plan changed or not, and so is what moving the states
+took.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def datasheet_cpu(device: Device, cpuinfo: str, bandwidth: float | None) -> Devi
     lane = device.lane
     assert lane is not None
     flags, clock, name = cpu_facts(cpuinfo)
-    cores = min(lane.threads, lane.cores)
+    cores = min(lane.threads, lane.core_count)
     vector = vector_of(flags, lane.cap)
     rate = cores * lane.cpu_share * (clock or ASSUMED_CLOCK_HZ) * vector.flops_per_cycle()
     peaks = {"fp32": rate / 1e12}

@@ -209,14 +209,14 @@ class Lane(Spec):
     """Which of the machines of a study over several it is on; 0: the one that drives."""
 
     @property
-    def cores(self) -> int:
+    def core_count(self) -> int:
         """How many cores it runs on: those it is pinned to, else one a thread."""
         return len(self.cpus) or self.threads
 
     @property
     def quota_cores(self) -> float:
         """So many cores' time is the lane's: its cores, times its share."""
-        return self.cpu_share * self.cores
+        return self.cpu_share * self.core_count
 
 
 class Device(Spec):

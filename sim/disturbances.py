@@ -108,7 +108,7 @@ def slowed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
 
 
 def disturbed(cluster: Cluster, factors: Mapping[str, float]) -> Cluster:
-    """The same as disturbances do it: collectives are slower too, where slow devices do their part of them themselves."""
+    """The same as disturbances do it: collectives are slower too, where slow devices do their part themselves."""
     own = _of(cluster, factors)
     summing = {name: max(1.0, own[name]) for name in own if cluster.by_name[name].sums_itself}
     return _changed(

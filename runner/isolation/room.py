@@ -50,7 +50,7 @@ class Room:
         Of a worker that is to be slowed, also whose quota to lower for that, and from what.
         """
         group = self._limiting("cpu")
-        found = {"cpu_stat": str(group.path / "cpu.stat") if group else "", "cores": self.lane.cores}
+        found = {"cpu_stat": str(group.path / "cpu.stat") if group else "", "cores": self.lane.core_count}
         if group is None or not self.paced:
             return found
         share = {"quota_cores": self.lane.quota_cores, "period_us": self.lane.cpu_period_us}

@@ -75,7 +75,9 @@ def test_a_drift_is_corrected_in_proportion_and_other_lanes_are_left_alone(tiny_
     pacing, seen = gauged(slowing(tiny_scenario), FACTOR, but=every)
     assert seen == []
     assert pacing.slowness()[-1][0] == FACTOR
-    assert pacing.notes() == ["full is not gauged while it is slowed: no calibrated size that no plan has fits into its memory"]
+    assert pacing.notes() == [
+        "full is not gauged while it is slowed: no calibrated size that no plan has fits into its memory"
+    ]
     pacing, seen = gauged(slowing(tiny_scenario, drift), 1 + 1.25 * (FACTOR - 1))
     said = [drift.factor_at(step) for step in range(tiny_scenario.sampling.steps)]
     assert [1 + 1.25 * (own[1] - 1) for own in pacing.slowness()] == pytest.approx(said)

@@ -150,7 +150,9 @@ def test_twins_are_the_fastest_plan_and_others_far_from_it(tiny_scenario: Scenar
     assert len({each.label for each in made} | set(medians)) == len(made) + len(medians)
 
 
-def test_intervals_know_what_the_model_is_off_by_unless_runs_refined_it(tiny_scenario: Scenario, tmp_path: Path) -> None:
+def test_intervals_know_what_the_model_is_off_by_unless_runs_refined_it(
+    tiny_scenario: Scenario, tmp_path: Path
+) -> None:
     """Refined tables have that in the launches that they were fitted to."""
 
     def width(scenario: Scenario, place: str) -> float:

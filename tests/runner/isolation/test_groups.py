@@ -24,8 +24,8 @@ from steelyard.runner.isolation.groups import (
     find_place,
     make_group,
     sweep,
-    throttled_s,
     throttled_periods_s,
+    throttled_s,
 )
 from steelyard.runner.isolation.owner import Owner
 from steelyard.runner.worker.quota import Quota
