@@ -267,6 +267,6 @@ def _guarded(path: Path, parse: Callable[[], Any], problem: str) -> Any:
         return parse()
     except InputError:
         raise
-    except (ValueError, OSError, RecursionError, TypeError) as error:
+    except (ValueError, OSError, RecursionError, TypeError, LookupError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(str(path), f"{problem}: {reason}", "the file is damaged or half written") from error

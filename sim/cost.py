@@ -43,7 +43,7 @@ __all__ = [
 
 Pass = Literal["forward_s", "backward_s"]
 
-MODEL_VERSION = "2"
+MODEL_VERSION = "3"
 """Version of the cost model and the engine; part of a simulated run's identity. Raise it when predictions change."""
 
 
