@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from statistics import median
 
@@ -108,7 +108,7 @@ def _within_steps_s(launch: LaunchResult) -> list[float]:
         spans = [[each for own in step for each in own if each[0] == "communication"] for step in steps]
         whole = [step for step in spans if len(step) == len(block)]
         if whole:
-            found.append(median(max(each[3] for each in step) - max(each[2] for each in step) for step in whole))
+            found.append(median(_together_s((start, end) for _, _, start, end, *_ in step) for step in whole))
     return found
 
 
@@ -173,6 +173,11 @@ def _collective_s(launch: LaunchResult, ranks: Sequence[int], kind: CollectiveKi
         if per_rank[0][0]["ranks"] != list(ranks):
             continue
         calls = zip(*(answer["times"] for _, answer in per_rank), strict=True)
-        seconds = [max(end for _, end in call) - max(start for start, _ in call) for call in calls]
-        found.setdefault(per_rank[0][0]["bytes"], []).extend(seconds)
+        found.setdefault(per_rank[0][0]["bytes"], []).extend(map(_together_s, calls))
     return found
+
+
+def _together_s(call: Iterable[tuple[float, float]]) -> float:
+    """Seconds of one collective, of whose members each entered and left it: from the last entry to the last exit."""
+    entries, exits = zip(*call, strict=True)
+    return float(max(exits) - max(entries))

@@ -89,27 +89,22 @@ class Pacing:
 
     def notes(self) -> list[str]:
         """What each lane's quota gave, for the record."""
-        if not self.scenario.replay.gauge_launches:
-            return []
-        return [
-            f"{name} is not gauged while it is slowed: no calibrated size that no plan has fits into its memory"
-            if name not in self.gained
-            else f"{name} took {self.gained[name]:.2f} times as long when {self.most[name]:g} times was asked of it: "
-            + (
-                f"{self.asked[name]:.2f} is asked instead"
-                if self._is_trusted(name)
-                else f"the quota alone does not explain that, and {self.asked[name]:.2f} is as far as a correction goes"
-            )
-            for name in self.slowed_lanes
-        ]
+        return list(map(self._note, self.slowed_lanes)) if self.scenario.replay.gauge_launches else []
+
+    def _note(self, name: str) -> str:
+        if name not in self.gained:
+            return f"{name} is not gauged while it is slowed: no calibrated size that no plan has fits into its memory"
+        took = f"{name} took {self.gained[name]:.2f} times as long when {self.most[name]:g} times was asked of it"
+        if LEAST_PACE <= self._pace(name) <= MOST_PACE:
+            return f"{took}: {self.asked[name]:.2f} is asked instead"
+        return (
+            f"{took}: the quota alone does not explain that, and {self.asked[name]:.2f} is as far as a correction goes"
+        )
 
     def _pace(self, name: str) -> float:
         """By what to multiply what goes beyond 1, before limits: endless where the quota did nothing."""
         gained = self.gained[name] - 1
         return (self.most[name] - 1) / gained if gained > 0 else math.inf
-
-    def _is_trusted(self, name: str) -> bool:
-        return LEAST_PACE <= self._pace(name) <= MOST_PACE
 
     def _ask(self, name: str, factor: float) -> float:
         """What to ask for to have a factor: what goes beyond 1 grows in proportion."""

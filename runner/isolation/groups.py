@@ -211,8 +211,7 @@ def throttled_periods_s(folder: Path, before: int = 0) -> tuple[int, float]:
 
     The seconds that ``cpu.stat`` sums up stand still while a throttle lasts; periods are counted in it, too.
     """
-    fields = dict(line.split(maxsplit=1) for line in (folder / "cpu.stat").read_text().splitlines())
-    count = int(fields.get("nr_throttled", 0))
+    count = _counter(folder / "cpu.stat", "nr_throttled")
     if (whole := folder / "cpu.max").exists():  # version 2
         period_us = int(whole.read_text().split()[1])
     else:
