@@ -8,6 +8,7 @@ sums. T itself is one of the values of the times.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ..sim.steps import Floats, Times
 
 MOST_ENTRIES = 4_000_000
 """Kinds of devices times batch: what tables of all times may hold."""
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Spans = list[tuple[int, int]]
 """Runs of numbers of samples, first and last."""
 
@@ -33,17 +35,18 @@ def min_max(times: Times, batch: int, least: int) -> list[int]:
         least: samples that each device must have.
     """
     tables = [_table(times, row) for row in range(len(times.capacity))]
+    places = [np.flatnonzero(times.row_of == row).tolist() for row in range(len(tables))]
     values = np.unique(np.concatenate(tables))
-    at_least = _hull_s(tables, np.bincount(times.row_of).tolist(), batch, least)
+    at_least = _hull_s(tables, [len(here) for here in places], batch, least)
     first = int(np.searchsorted(values, at_least))
-    found = _split(times, tables, float(values[first]), batch, least)
+    found = _split(places, tables, float(values[first]), batch, least)
     low, high = first, first
     while found is None:  # ever larger steps up, then halving back
         low, high = high, min(high + max(1, 2 * (high - first)), len(values) - 1)
-        found = _split(times, tables, float(values[high]), batch, least)
+        found = _split(places, tables, float(values[high]), batch, least)
     while high - low > 1:
         middle = (low + high) // 2
-        better = _split(times, tables, float(values[middle]), batch, least)
+        better = _split(places, tables, float(values[middle]), batch, least)
         low, high, found = (low, middle, better) if better is not None else (middle, high, found)
     return found
 
@@ -69,28 +72,67 @@ def _hull_s(tables: Sequence[Floats], copies: Sequence[int], batch: int, least: 
     return max(floor, float(moments[order[place]]))
 
 
-def _split(times: Times, tables: Sequence[Floats], seconds: float, batch: int, least: int) -> list[int] | None:
+def _split(
+    places: Sequence[Sequence[int]], tables: Sequence[Floats], seconds: float, batch: int, least: int
+) -> list[int] | None:
     """A split in which every device ends within a time; None where there is none."""
-    spans: dict[int, Spans] = {}
-    for row, table in enumerate(tables):
-        here = _spans(table <= seconds, least)
-        if not here:
-            return None
-        spans.update(dict.fromkeys(np.flatnonzero(times.row_of == row).tolist(), here))
     mask = (1 << (batch + 1)) - 1
-    reached = [1]
-    for place in range(len(spans)):
-        reached.append(_sums(reached[-1], spans[place]) & mask)
+    reached, kinds = [1], []
+    for here, table in zip(places, tables, strict=True):
+        spans = _spans(table <= seconds, least)
+        if not spans:
+            return None
+        kinds.append(_Alike(spans, mask))
+        reached.append(_sums(reached[-1], kinds[-1].sums(len(here)).spans) & mask)
     if not reached[-1] >> batch & 1:
         return None
-    given, left = [0] * len(spans), batch
-    for place in reversed(range(len(spans))):
-        given[place] = _largest(reached[place], spans[place], left)
-        left -= given[place]
+    given, left = [0] * sum(map(len, places)), batch
+    for here, alike, before in reversed(list(zip(places, kinds, reached[:-1], strict=True))):
+        together = _largest(before, alike.sums(len(here)).spans, left)
+        left -= together
+        for place, samples in zip(here, alike.dealt(len(here), together), strict=True):
+            given[place] = samples
     return given
 
 
-def _spans(within: np.ndarray[tuple[int], np.dtype[np.bool_]], least: int) -> Spans:
+class _Reached(NamedTuple):
+    """A set of sums, as bits and as runs."""
+
+    bits: int
+    spans: Spans
+
+
+class _Alike:
+    """What any number of devices of one kind reach together: each number from its two halves."""
+
+    def __init__(self, spans: Spans, mask: int) -> None:
+        self._mask = mask
+        self._sums = {1: _Reached(_sums(1, spans) & mask, spans)}
+
+    def sums(self, devices: int) -> _Reached:
+        """Of so many devices."""
+        if devices not in self._sums:
+            half = devices // 2
+            bits = _sums(self.sums(devices - half).bits, self.sums(half).spans) & self._mask
+            self._sums[devices] = _Reached(bits, _spans(_flags(bits), 0))
+        return self._sums[devices]
+
+    def dealt(self, devices: int, samples: int) -> list[int]:
+        """How so many devices share a sum that they reach."""
+        if devices == 1:
+            return [samples]
+        half = devices // 2
+        part = _largest(self.sums(devices - half).bits, self.sums(half).spans, samples)
+        return self.dealt(devices - half, samples - part) + self.dealt(half, part)
+
+
+def _flags(bits: int) -> Flags:
+    """The bits one by one, the least first."""
+    packed = np.frombuffer(bits.to_bytes(bits.bit_length() // 8 + 1, "little"), dtype=np.uint8)
+    return np.unpackbits(packed, bitorder="little").astype(np.bool_)
+
+
+def _spans(within: Flags, least: int) -> Spans:
     edges = np.diff(np.concatenate([[False], within[least:], [False]]).astype(np.int8))
     starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     return [(int(a) + least, int(b) - 1 + least) for a, b in zip(starts, ends, strict=True)]
