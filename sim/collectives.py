@@ -88,7 +88,7 @@ class Crossings:
         out, into = np.where(within, here[:, 1], here[:, 3]), np.where(within, there[:, 2], there[:, 4])
         inner, outer = (np.array(each) for each in topology.latencies)
         latencies = np.where(within, inner[here[:, 0]], (outer[here[:, 0]] + outer[there[:, 0]]) / 2)
-        for latency in np.unique(latencies).tolist():
+        for latency in sorted(set(latencies.tolist())):
             alike = latencies == latency
             both = np.concatenate([out[alike], into[alike & (out != into)]])
             resources, times = np.unique(both, return_counts=True)

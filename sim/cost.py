@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import median
@@ -277,13 +277,14 @@ def _from_whole(device: Device, workload: Workload, profile: Profile, part: Part
 
 def _from_layers(device: Device, workload: Workload, profile: LayerProfile, part: Part, samples: int) -> StageTime:
     """The sum of the layers' measured times; of another tensor degree, scaled by what the roofline says of both."""
-    degree = _nearest_degree(profile, part.split.degree)
-    near = roofline.layers_s(device, workload, part.of_degree(degree))
+    measured = _degrees(Identity(profile))
+    degree = _nearest_degree(measured, part.split.degree)
+    guess = roofline.layers_s(device, workload, part)
+    near = guess if degree == part.split.degree else roofline.layers_s(device, workload, part.of_degree(degree))
     forward_s = _measured_at(profile, "forward_s", part.of_degree(degree), samples, near.forward)
     backward_s = _measured_at(profile, "backward_s", part.of_degree(degree), samples, near.backward)
-    guessed = degree != part.split.degree or sum(point.tensor_degree == degree for point in profile.points) < 2
+    guessed = degree != part.split.degree or measured[degree] < 2
     if degree != part.split.degree:
-        guess = roofline.layers_s(device, workload, part)
         forward_s *= guess.forward.at(samples) / near.forward.at(samples)
         backward_s *= guess.backward.at(samples) / near.backward.at(samples)
     forward_s, backward_s = forward_s * device.slowdown, backward_s * device.slowdown
@@ -292,18 +293,30 @@ def _from_layers(device: Device, workload: Workload, profile: LayerProfile, part
     return StageTime(forward_s, backward_s, unsure_s, profile.fidelity, holds)
 
 
-def _nearest_degree(profile: LayerProfile, degree: int) -> int:
-    measured = sorted({point.tensor_degree for point in profile.points})
-    return min(measured, key=lambda each: abs(math.log(each / degree)))
+def _nearest_degree(measured: Mapping[int, int], degree: int) -> int:
+    return degree if degree in measured else min(sorted(measured), key=lambda each: abs(math.log(each / degree)))
+
+
+@lru_cache(maxsize=1024)
+def _degrees(key: Identity) -> Mapping[int, int]:
+    """The tensor degrees that were measured, each with the number of its points."""
+    assert isinstance(key.value, LayerProfile)
+    return Counter(point.tensor_degree for point in key.value.points)
 
 
 def _measured_at(profile: LayerProfile, field: Pass, part: Part, samples: int, guess: Curve) -> float:
     """Through the measured points; a single one says how far the roofline is off, at every size."""
-    sizes, layers = _layer_seconds(Identity(profile), part.split.degree, field)
-    seconds = tuple(sum(layer[number] for layer in layers[part.first : part.last]) for number in range(len(sizes)))
-    if len(sizes) == 1:
-        return seconds[0] * guess.at(samples) / guess.at(sizes[0])
-    return Curve(sizes, seconds).at(samples)
+    found = _measured(Identity(profile), field, part.split.degree, part.first, part.last)
+    if len(found.sizes) == 1:
+        return found.seconds[0] * guess.at(samples) / guess.at(found.sizes[0])
+    return found.at(samples)
+
+
+@lru_cache(maxsize=16384)
+def _measured(key: Identity, field: Pass, degree: int, first: int, last: int) -> Curve:
+    """The sums of some layers' measured seconds."""
+    sizes, layers = _layer_seconds(key, degree, field)
+    return Curve(sizes, tuple(sum(layer[number] for layer in layers[first:last]) for number in range(len(sizes))))
 
 
 @lru_cache(maxsize=1024)
@@ -347,7 +360,7 @@ def update_s(
     profile = profile_of(device, workload)
     rest_s = profile.rest_s * device.slowdown if profile is not None and parameters else 0.0
     if (layers := layer_profile_of(device, workload)) is not None:
-        degree = _nearest_degree(layers, tensor_degree)
+        degree = _nearest_degree(_degrees(Identity(layers)), tensor_degree)
         scale = parameters / max(workload.shard_parameters(first, last, degree), 1)
         return rest_s + _measured_update_s(layers, degree, first, last) * scale * share * device.slowdown
     if profile is not None:
