@@ -21,6 +21,9 @@ class Amp:
     Degrees, micro-batches and two placements are all tried, each cut so that the slowest stage is quickest.
     Every pipeline has the same stages and the same share of the batch, as AMP's strategies do; unlike theirs, the
     strategies are compared by our own estimate of a step, and the least maximum of the stages' times is bisected.
+
+    Paper: Li, Wang, Xing, Zhang 2022, AMP: Automatically Finding Model Parallel Strategies with Heterogeneity
+    Awareness (arXiv 2210.07297).
     """
 
     name: ClassVar[str] = "amp"

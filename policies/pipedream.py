@@ -58,6 +58,8 @@ class PipeDream:
     on at once, and gradients are synchronised once a step), and only the bottleneck counts, not filling and draining
     (here the pipeline is flushed at every step's end). Machines with unequal numbers of devices make one level. The
     paper's weight stashing has no counterpart: plans are synchronous, 1F1B with a flush.
+
+    Paper: Narayanan et al. 2019, PipeDream: Generalized Pipeline Parallelism for DNN Training (SOSP 2019), section 3.1.
     """
 
     name: ClassVar[str] = "pipedream"

@@ -31,6 +31,9 @@ class Sailor:
     way to do the rest with the devices that are left. Replicas of a stage never span regions (here: what is below one
     switch of the core); the next stage stays in the region as long as there is room. The step is the way through all
     stages, one turn of the slowest stage for each further micro-batch, and the longest gradient all-reduce.
+
+    Paper: Strati et al. 2025, Sailor: Automating Distributed Training over Dynamic, Heterogeneous, and Geo-distributed
+    Clusters (arXiv 2504.17096).
     """
 
     name: ClassVar[str] = "sailor"
