@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from steelyard.results.errors import WorkerFailedError
-from steelyard.runner.devices import NamedLane
+from steelyard.runner.devices import NamedLane, available_cpus
 from steelyard.runner.launch import run_group, worker_environment
 from steelyard.runner.replay import lanes_of
 from steelyard.runner.resolving import job_of
@@ -69,6 +69,27 @@ def test_repeat_lane_has_the_same_gradient(tiny_scenario: Scenario, tmp_path: Pa
     (once,) = gradient_of(tiny_scenario, [lane], [[30]], tmp_path)
     (twice,) = gradient_of(tiny_scenario, [lane.model_copy(update={"repeat": 3})], [[15, 15]], tmp_path)
     assert float((twice - once).norm() / once.norm()) < 1e-6
+
+
+def test_a_lane_of_two_threads_computes_the_same_and_its_own_time_is_told(
+    tiny_scenario: Scenario, tmp_path: Path
+) -> None:
+    """Its own time is wall time less what its threads stood ready and were not run: never more, and never nothing."""
+    cores = available_cpus()
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    wide = NamedLane(name="wide", cpus=cores[:2], threads=2)
+    (single,) = gradient_of(tiny_scenario, lanes_of(tiny_scenario)[:1], [[30]], tmp_path)
+    (double,) = gradient_of(tiny_scenario, [wide], [[15, 15]], tmp_path)
+    assert float((double - single).norm() / single.norm()) < 1e-6
+    job, data = job_of(tiny_scenario.workload, tiny_scenario.training, tmp_path, seed=0)
+    task = {"op": "profile", "micro_batch": 8, "seconds": 0.5, "least": 3}
+    launch = run_group([wide], [{"op": "figures"}, task], job, timeout_s=60, data=data)
+    ((_, timed),) = launch.answers
+    segments = [segment for step in timed["steps"] for segment in step]
+    assert {kind for kind, *_ in segments} == {"forward", "backward", "optimizer"}
+    assert all(own <= (end - begin) + 1e-4 for _, _, begin, end, own, _ in segments)
+    assert sum(own for *_, own, _ in segments) > 0
 
 
 def test_environment_caps_the_lane_and_stays_on_loopback() -> None:
