@@ -56,7 +56,7 @@ class Agreement(Record):
     Of several studies the least of those of two lanes.
     """
     steadied: Steadied | None = None
-    """The errors with the drift of the lanes since the predictions taken out: a diagnostic, no figure of record."""
+    """The errors by what was known of the lanes' speed when each launch began."""
     busy: bool
 
 

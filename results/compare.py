@@ -27,7 +27,7 @@ from .metrics import (
 )
 from .record import SCHEMA_VERSION, Record, Run, digest
 from .recovery import WITHIN_STEPS, launches_kept
-from .steadied import Steadied, steadied, steadied_launches
+from .steadied import Steadied, is_foretold, steadied, steadied_launches
 
 BASELINE_POLICY = "uniform"
 """What the speed-up is measured against."""
@@ -84,7 +84,7 @@ class PlanRow(Record):
     error_percent: float | None = None
     """100 (predicted p50 / measured median - 1): above 0 the prediction was too slow."""
     steadied_error_percent: float | None = None
-    """The same with the drift of the lanes since the predictions divided out of each launch; None: not gauged."""
+    """The same by what was known when each launch began (:mod:`.steadied`); None: not gauged."""
     regained_percent: float | None = None
     """Of a policy that was asked again after a slowdown: the share of the then best throughput that it came to."""
     regained_predicted_percent: float | None = None
@@ -126,6 +126,8 @@ class Pair:
     row: PlanRow
     launches: Launches
     steadied: Launches | None = None
+    foretold: bool = False
+    """Whether what each launch's times are divided by was written down before its plans ran."""
 
     @property
     def predicted_s(self) -> float:
@@ -265,7 +267,7 @@ def _pair(prediction: Run, run: Run, seed: int) -> Pair:
     steady = steadied_launches(launches, contention)
     if steady is not None:
         update["steadied_error_percent"] = 100 * (row.predicted.p50_s / median(steady.values()) - 1)
-    return Pair(row=row.model_copy(update=update), launches=launches, steadied=steady)
+    return Pair(row=row.model_copy(update=update), launches=launches, steadied=steady, foretold=is_foretold(contention))
 
 
 def _regained(prediction: Run, run: Run) -> dict[str, Any]:
@@ -384,7 +386,8 @@ def steadied_insides(pair: Pair) -> list[bool | None]:
 def _steadied(runs: Sequence[Run], pairs: Sequence[Pair]) -> Steadied | None:
     errors = {pair.row.label: pair.row.steadied_error_percent for pair in pairs}
     balanced = [row.steadied_error_percent for row in balanced_rows(pair.row for pair in pairs)]
-    found = steadied(errors, balanced, [each for pair in pairs for each in steadied_insides(pair)])
+    insides = [each for pair in pairs for each in steadied_insides(pair)]
+    found = steadied(errors, balanced, insides, foretold=all(pair.foretold for pair in pairs))
     steady = [median(pair.steadied.values()) for pair in pairs if pair.steadied is not None]
     if found is None:
         return None

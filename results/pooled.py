@@ -15,20 +15,11 @@ from pydantic import Field
 
 from .agreement import LEAST_LAUNCHES, Agreement, coverage_figures
 from .compare import Comparison, PlanRow, balanced_rows
+from .criteria import JUDGED_FROM, LEAST_REGRET_LIMIT, Criterion, criteria, shared_criteria
 from .fidelities import FIDELITIES, FidelityScore, score
-from .metrics import error_figures, kendall_tau
+from .metrics import binomial_p_value, error_figures, kendall_tau
 from .record import SCHEMA_VERSION, Record
-from .recovery import WITHIN_STEPS
-from .steadied import steadied
-
-JUDGED_FROM = 200
-"""Launch medians from which on the coverage of several cases is judged."""
-MOST_MAPE, MOST_WORST, LEAST_TAU, LEAST_REGRET_LIMIT = 3.0, 8.0, 0.9, 1.0
-MOST_CALIBRATED_MAPE = 8.0
-LEAST_REGAINED, MOST_REGAINED_ERROR = 85.0, 5.0
-MOST_WIDTH, MOST_BALANCE, LEAST_OPTIMUM, LEAST_P = 10.0, 2.0, 95.0, 0.05
-SHARED_TIMES, SHARED_PERCENT = 1.5, 3.0
-"""Lanes that share a core: their error may be so many times their own noise floor, plus so much."""
+from .steadied import Steadied, steadied
 
 
 class Observation(Record):
@@ -39,7 +30,7 @@ class Observation(Record):
     width_percent: float
     """Of that interval, of the plan's predicted median."""
     steadied_inside: bool | None = None
-    """Whether it would be, with the lanes' drift since the predictions divided out; None: not gauged."""
+    """The same by what was known when the launch began (:mod:`.steadied`); None: not gauged."""
 
 
 class CaseResult(Record):
@@ -99,23 +90,6 @@ class Pooled(Agreement):
     """How far the predicted shares are from the measured ones, at most."""
     kept_plans: int = 0
     """How many of these policies kept their plan in some launch."""
-
-
-class Criterion(Record):
-    """One aim: the figure, the limit, and whether it was met; None: it could not be judged."""
-
-    what: str
-    value: float | None
-    limit: str
-    met: bool | None
-    within: bool | None = None
-    """Whether the figure is within the limit, also where there are too few launches to judge by; None: no figure."""
-
-    def verdict(self) -> str:
-        """The same in words."""
-        if self.met is None:
-            return "not judged" if self.within is None else f"not judged, {'within' if self.within else 'OUTSIDE'}"
-        return "met" if self.met else "MISSED"
 
 
 class SuiteResult(Record):
@@ -217,11 +191,7 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
         speedup_over_uniform=math.exp(fmean(math.log(each) for each in speedups)) if speedups else None,
         optimum_share_percent=min(known, default=None),
         **_regained(cases),
-        steadied=steadied(
-            {f"{case.name}: {row.label}": row.steadied_error_percent for case in cases for row in case.rows},
-            [row.steadied_error_percent for row in balanced],
-            [each.steadied_inside for each in observations],
-        ),
+        steadied=_steadied(cases, balanced, launches),
         busy=any(each.busy for each in comparisons),
         **error_figures(errors, [_error(row) for row in balanced]),
         **_ranking(cases),
@@ -229,48 +199,34 @@ def pool(cases: Sequence[CaseResult]) -> Pooled:
     )
 
 
-def criteria(pooled: Pooled) -> list[Criterion]:
-    """The aims for predictions of lanes with a core each; with too few launches none is judged."""
-    regret = LEAST_REGRET_LIMIT if pooled.regret_limit_percent is None else pooled.regret_limit_percent
-    found = [
-        _at_most("signed error at the balance point, %", pooled.balance_error_percent, MOST_BALANCE, absolute=True),
-        _at_most("mean absolute error, %", pooled.mape_percent, MOST_MAPE),
-        _at_most("worst error, %", pooled.worst_error_percent, MOST_WORST),
-        _at_least("rank agreement", pooled.kendall_tau, LEAST_TAU),
-        _at_most("regret, worst case, %", pooled.regret_percent, regret),
-        _at_least(
-            "coverage of 80 % intervals: p of the exact binomial test", pooled.coverage_p_value, LEAST_P
-        ).model_copy(update={"limit": f">= {LEAST_P} over {JUDGED_FROM} launch medians or more"}),
-        _at_most("width of the intervals, %", pooled.interval_width_percent, MOST_WIDTH),
-        _at_most(
-            "mean absolute error, calibrated (the model never ran), %",
-            next((each.mape_percent for each in pooled.fidelities if each.fidelity == "calibrated"), None),
-            MOST_CALIBRATED_MAPE,
-        ),
-        _at_least("share of the optimum, two lanes, %", pooled.optimum_share_percent, LEAST_OPTIMUM),
-        _at_least(
-            f"regained {WITHIN_STEPS} steps after a slowdown, by whom most was predicted of, of what was best, %",
-            pooled.regained_percent,
-            LEAST_REGAINED,
-        ),
-        _at_most(
-            "error of such predictions, worst policy, %", pooled.worst_regained_error_percent, MOST_REGAINED_ERROR
-        ),
+def _steadied(cases: Sequence[CaseResult], balanced: Sequence[PlanRow], launches: int) -> Steadied | None:
+    """By what was known when each launch began. Cases in which that is not asked have what was sealed first."""
+    own = [case.comparison.steadied for case in cases if case.comparison is not None]
+    foretold = any(own) and all(each.foretold for each in own if each is not None)
+
+    def error(row: PlanRow) -> float | None:
+        return row.error_percent if foretold and row.steadied_error_percent is None else row.steadied_error_percent
+
+    inside = [
+        each.inside if foretold and each.steadied_inside is None else each.steadied_inside
+        for case in cases
+        for each in case.observations
     ]
-    return _if_judged(pooled, found)
-
-
-def shared_criteria(pooled: Pooled) -> list[Criterion]:
-    """The aim for lanes that share a core."""
-    floor = pooled.noise_floor_percent
-    if floor is None:
-        return [Criterion(what="mean absolute error, shared cores, %", value=pooled.mape_percent, limit="-", met=None)]
-    limit = SHARED_TIMES * floor + SHARED_PERCENT
-    return _if_judged(pooled, [_at_most("mean absolute error, shared cores, %", pooled.mape_percent, limit)])
-
-
-def _if_judged(pooled: Pooled, found: list[Criterion]) -> list[Criterion]:
-    return found if pooled.judged else [each.model_copy(update={"met": None}) for each in found]
+    errors = {f"{case.name}: {row.label}": error(row) for case in cases for row in case.rows}
+    found = steadied(errors, [error(row) for row in balanced], inside, foretold=foretold)
+    if found is None:
+        return None
+    optima = [
+        (case.comparison.steadied or case.comparison).optimum_share_percent
+        for case in cases
+        if case.comparison is not None and case.lanes == 2
+    ]
+    judged = found.coverage_count >= JUDGED_FROM and launches >= LEAST_LAUNCHES
+    update = {
+        "optimum_share_percent": min((each for each in optima if each is not None), default=None),
+        "coverage_p_value": binomial_p_value(sum(map(bool, inside)), found.coverage_count) if judged else None,
+    }
+    return found.model_copy(update=update)
 
 
 def _regrets(cases: Sequence[CaseResult]) -> dict[str, Any]:
@@ -341,15 +297,3 @@ def _by_fidelity(rows: Sequence[PlanRow]) -> list[FidelityScore]:
 def _error(row: PlanRow) -> float:
     assert row.error_percent is not None, "a row of a comparison was measured"
     return row.error_percent
-
-
-def _at_most(what: str, value: float | None, limit: float, *, absolute: bool = False) -> Criterion:
-    size = None if value is None else abs(value) if absolute else value
-    text = f"within {limit:.3g}" if absolute else f"<= {limit:.3g}"
-    met = None if size is None else size <= limit
-    return Criterion(what=what, value=value, limit=text, met=met, within=met)
-
-
-def _at_least(what: str, value: float | None, limit: float) -> Criterion:
-    met = None if value is None else value >= limit
-    return Criterion(what=what, value=value, limit=f">= {limit:.3g}", met=met, within=met)

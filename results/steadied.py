@@ -1,8 +1,12 @@
-"""The errors that are left when the host's drift is taken out: had the lanes kept their speed.
+"""Steadied: the errors that are left where predictions know how fast the lanes are when the plans run.
 
 A launch gauges its lanes (steps of a calibrated size, not of a plan). What the tables say of a plan at the gauged
-speeds, over what they say at those that the predictions are for, is the launch's drift factor of the plan; its times
-are divided by that. The predictions stay as they were sealed, and the figures of record are those without this.
+speeds, over what they say at those that the first predictions are for, is the launch's factor of the plan; dividing its
+times by that is the same as predicting it so many times longer.
+
+Of launches that begin with their gauge (:mod:`steelyard.runner.present`) that was written down before a plan ran: these
+are predictions, ``foretold``. Of older launches, and of those on several machines, only the gauges between the plans
+are known: then it is a diagnostic.
 """
 
 from __future__ import annotations
@@ -15,21 +19,31 @@ from .record import Record
 
 
 class Steadied(Record):
-    """Figures of some plans, each launch's drift divided out of its times; percents as in a comparison."""
+    """Figures of some plans, each launch's times over its factor; percents as in a comparison."""
 
     plans: int
+    foretold: bool = False
+    """Whether every factor was written down before the plans of its launch ran."""
     mean_error_percent: float
     balance_error_percent: float
     mape_percent: float
     worst_error_percent: float
     worst_plan: str
     coverage_percent: float
+    coverage_count: int = 0
+    coverage_p_value: float | None = None
+    """As in :class:`.agreement.Agreement`; of several cases."""
     optimum_share_percent: float | None = None
 
 
+def is_foretold(contention: Mapping[str, Any]) -> bool:
+    """Whether a run's launches began with gauges."""
+    return bool(contention.get("foretold_factors"))
+
+
 def steadied_launches(launches: Launches, contention: Mapping[str, Any]) -> Launches | None:
-    """Step times of each launch over its drift factor; None where a launch was not gauged."""
-    told = contention.get("drift_factors")
+    """Step times of each launch over its factor; None where a launch was not gauged."""
+    told = contention.get("foretold_factors") or contention.get("drift_factors")
     factors = told if isinstance(told, list) else []
     known = [each for each in factors if isinstance(each, int | float) and each > 0]
     if len(known) != len(launches):
@@ -39,7 +53,11 @@ def steadied_launches(launches: Launches, contention: Mapping[str, Any]) -> Laun
 
 
 def steadied(
-    errors: Mapping[str, float | None], balanced: Sequence[float | None], inside: Sequence[bool | None]
+    errors: Mapping[str, float | None],
+    balanced: Sequence[float | None],
+    inside: Sequence[bool | None],
+    *,
+    foretold: bool = False,
 ) -> Steadied | None:
     """The figures from each plan's error by label, those at the balance point, and whether each launch was covered.
 
@@ -52,4 +70,5 @@ def steadied(
         return None
     figures = error_figures(list(known.items()), middle)
     own = {name: figures[name] for name in figures.keys() & Steadied.model_fields}
-    return Steadied(plans=len(known), coverage_percent=100 * sum(covered) / len(covered), **own)
+    share = 100 * sum(covered) / len(covered)
+    return Steadied(plans=len(known), foretold=foretold, coverage_percent=share, coverage_count=len(covered), **own)

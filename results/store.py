@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -181,6 +182,11 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
         raise InputError(str(path), f"is not UTF-8 text: {error.reason}", "save it as UTF-8") from error
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}", "check its name and permissions") from error
+
+
+def written_utc() -> str:
+    """Now, as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def code_provenance() -> dict[str, Any]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .agreement import LEAST_LAUNCHES
+from .criteria import SHARED_PERCENT, SHARED_TIMES, Criterion
 from .page import PAGE, bullets, section, table
-from .pooled import SHARED_PERCENT, SHARED_TIMES, CaseResult, Criterion, SuiteResult
+from .pooled import CaseResult, SuiteResult
 from .store import write_text
 from .tables import percent, table_rows
 

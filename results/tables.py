@@ -190,11 +190,14 @@ def _steadied(comparison: Comparison) -> list[Fact]:
     each = comparison.steadied
     if each is None:
         return []
+    what, how = "mean error without drift", "had the lanes kept the speed predicted for"
+    if each.foretold:
+        what, how = "mean error, launch by launch", "of what was predicted between each launch's gauge and its plans"
     meaning = (
-        f"absolute, had the lanes kept the speed predicted for; worst {each.worst_error_percent:.1f} %, at the "
+        f"absolute, {how}; worst {each.worst_error_percent:.1f} %, at the "
         f"balance point {percent(each.balance_error_percent)}, coverage {each.coverage_percent:.0f} %"
     )
-    return [("mean error without drift", percent(each.mape_percent, sign=False), meaning)]
+    return [(what, percent(each.mape_percent, sign=False), meaning)]
 
 
 def _optimum(comparison: Comparison) -> list[Fact]:

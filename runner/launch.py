@@ -40,6 +40,35 @@ class LaunchResult:
                 yield task, answer
 
 
+@dataclass(frozen=True)
+class Hold:
+    """A moment at which all workers wait, until the driver has looked at what they have measured so far.
+
+    For lanes of this machine alone.
+    """
+
+    after: int
+    """So many tasks."""
+    look: Callable[[LaunchResult], None]
+    """Given these tasks and the answers to them."""
+
+    def listening(self, place: Path, tasks: Sequence[Task], lanes: int, listen: Listen | None) -> Listen:
+        """What hears the workers' lines, looks when the last of them holds, and lets them go on."""
+        holding: set[str] = set()
+
+        def hear(lane: str, line: str) -> None:
+            if listen is not None:
+                listen(lane, line)
+            if line == "holding":
+                holding.add(lane)
+                if len(holding) == lanes:
+                    answers = [json.loads((place / f"so-far-{rank}.json").read_text()) for rank in range(lanes)]
+                    self.look(LaunchResult(tasks[: self.after], answers))
+                    (place / "go").touch()
+
+        return hear
+
+
 def run_group(
     lanes: Sequence[NamedLane],
     tasks: Sequence[Task],
@@ -50,6 +79,7 @@ def run_group(
     progress: Progress | None = None,
     listen: Listen | None = None,
     paced: Collection[str] = (),
+    hold: Hold | None = None,
 ) -> LaunchResult:
     """Start a fresh worker per lane, let the group do the tasks in order, and return their results.
 
@@ -62,6 +92,7 @@ def run_group(
         progress: told after each task of each worker.
         listen: told each line that a worker writes.
         paced: names of the lanes that the tasks slow down: they get a quota for that, where this host has any.
+        hold: when all wait for the driver to look at what was measured.
 
     Returns:
         One answer per task and lane.
@@ -75,6 +106,9 @@ def run_group(
     try:
         document = {**job, "lanes": [lane.model_dump(mode="json") for lane in lanes], "tasks": list(tasks)}
         document["timeout_s"] = timeout_s
+        document["hold_after"] = None if hold is None else hold.after
+        if hold is not None:
+            listen = hold.listening(place, tasks, len(lanes), listen)
         document["data"] = str(data.resolve()) if data is not None else None
         machines = machines_for(lanes, tasks)
         document["store"] = machines.rendezvous() if machines is not None else None

@@ -24,6 +24,7 @@ from .condition import changes, condition, stolen_percent
 from .effort import MOST_TIMES, Effort, Rules, Seen, launch_s, next_effort
 from .gauge import PLANS_PER_GAUGE, Drift, gauge_tasks
 from .launch import LaunchResult, Task
+from .present import opening_tasks
 from .stationary import MOST_WARMUP, drifting
 
 BUSY_PERCENT = 5.0
@@ -199,11 +200,11 @@ def spread_out(times: Sequence[float], count: int) -> list[int]:
 def launch_tasks(
     scenario: Scenario, subjects: Sequence[Subject], steps: Sequence[int], *, seed: int, launch: int
 ) -> list[Task]:
-    """One launch: every plan in every round, in an order of the round's own; in between the lanes are gauged."""
+    """One launch: every plan in every round, in an order of the round's own; first and in between lanes are gauged."""
     order = random.Random(int(stream(seed, "rounds", launch).integers(2**32)))  # noqa: S311 - an order, not a secret
-    gauges = gauge_tasks(scenario, but=[size for subject in subjects for size in subject.micro_batches])
-    gauging = itertools.cycle([[task] for task in gauges] or [[]])
-    tasks: list[Task] = []
+    sizes = [size for subject in subjects for size in subject.micro_batches]
+    tasks = opening_tasks(scenario, but=sizes)
+    gauging = itertools.cycle([[task] for task in gauge_tasks(scenario, but=sizes)] or [[]])
     for number in range(scenario.replay.rounds):
         indices = list(range(len(subjects)))
         order.shuffle(indices)

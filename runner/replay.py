@@ -17,7 +17,7 @@ from ..results.errors import InputError, WrongGradientError
 from ..results.ledger import ledgers, quantiles, step_times
 from ..results.metrics import bootstrap_interval, launch_intervals
 from ..results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, digest, event_frame
-from ..results.store import code_provenance, slug, to_json, write_run, write_text
+from ..results.store import code_provenance, slug, to_json, write_run, write_text, written_utc
 from ..sim import cost
 from ..sim.adaptive import is_eventful
 from ..sim.bounds import lower_bound_s
@@ -38,6 +38,7 @@ from .gauge import Drift, Gauged, not_gauged
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
+from .present import Present, opening_drift
 from .proof import MOST_GRADIENT_ERROR, is_proven, prove, prove_exactly
 from .protocol import (
     Launcher,
@@ -143,7 +144,7 @@ def replay(
         measurement = measure(
             scenario,
             subjects_of(scenario, entries),
-            keeping(launches, launcher(scenario, job, data, tick)),
+            keeping(launches, launcher(scenario, job, data, tick, present_of(scenario, entries, told.folder))),
             seed=seed,
             budget_s=budget_s,
             report=report,
@@ -237,8 +238,9 @@ def measured_runs(
 ) -> list[Run]:
     """A run of each plan from what all launches measured."""
     told, drift = [*notes, *measurement.notes], Drift.of(scenario, measurement.launches)
+    opening = opening_drift(scenario, measurement.launches)
     return [
-        measured_run(scenario, entry, index, measurement, drift, seed=seed, sealed=sealed, notes=told)
+        measured_run(scenario, entry, index, measurement, (drift, opening), seed=seed, sealed=sealed, notes=told)
         for index, entry in enumerate(entries)
     ]
 
@@ -332,15 +334,25 @@ def prove_entries(
     return [entry for entry in kept if entry not in wrong], notes
 
 
-def launcher(scenario: Scenario, job: Task, data: Path, tick: Tick) -> Launcher:
-    """The way to run a launch: a fresh process for each of the scenario's lanes."""
+def present_of(scenario: Scenario, entries: Sequence[Entry], folder: Path) -> Present:
+    """What predicts the plans anew in every launch."""
+    return Present(scenario, {entry.label: (entry.plan, entry.predicted_s) for entry in entries}, folder)
+
+
+def launcher(scenario: Scenario, job: Task, data: Path, tick: Tick, present: Present | None = None) -> Launcher:
+    """The way to run a launch: a fresh process for each of the scenario's lanes.
+
+    With ``present`` it is predicted anew at the speed of each launch that begins with gauges.
+    """
     lanes, watcher = lanes_of(scenario), watcher_of(tick)
 
     def run(tasks: Sequence[Task], before: int, total: int) -> LaunchResult:
         if watcher is not None:
             watcher.launch([lane.name for lane in lanes], tasks)
         timeout_s, progress = scenario.replay.timeout_s, ticking(lanes[-1], tick, before, total)
-        return run_group(lanes, tasks, job, timeout_s=timeout_s, data=data, progress=progress, listen=listener(tick))
+        hold = present.hold(tasks) if present is not None else None
+        listen = listener(tick)
+        return run_group(lanes, tasks, job, timeout_s=timeout_s, data=data, progress=progress, listen=listen, hold=hold)
 
     return run
 
@@ -568,13 +580,17 @@ def measured_run(
     entry: Entry,
     index: int,
     measurement: Measurement,
-    drift: Drift,
+    drifts: tuple[Drift, Drift],
     *,
     seed: int,
     sealed: str,
     notes: Sequence[str],
 ) -> Run:
-    """Assemble one plan's run from what the workers of all launches measured of the ``index``-th entry."""
+    """Assemble one plan's run from what the workers of all launches measured of the ``index``-th entry.
+
+    The drift is that of all gauges of the launches, and of those that they began with.
+    """
+    drift, opening = drifts
     names = [device.name for device in scenario.cluster.devices]
     launches = measurement.launches
     rows = [row for number, launch in enumerate(launches) for row in _event_rows(launch, index, names, number)]
@@ -600,7 +616,11 @@ def measured_run(
     assert entry.prediction is not None
     found = {
         **(measurement.provenance or provenance(scenario)),
-        "contention": {**contention(measurement, index, drift), "drift_factors": drift.factors(entry.plan)},
+        "contention": {
+            **contention(measurement, index, drift),
+            "drift_factors": drift.factors(entry.plan),
+            "foretold_factors": opening.factors(entry.plan),
+        },
         "protocol": measurement.record(index),
         "gradient_error": entry.gradient_error,
         "exact_gradient_error": entry.exact_gradient_error,
@@ -686,8 +706,3 @@ def _event_rows(launch: LaunchResult, index: int, names: Sequence[str], number: 
                 rows.append({**common, **row, **times, "device": names[row["device"]]})
             since = {rank: own[-1][3] for rank, own in segments.items()}
     return rows
-
-
-def written_utc() -> str:
-    """Now, as records have it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")

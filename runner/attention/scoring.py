@@ -159,7 +159,7 @@ def _finite(value: float) -> float | None:
 
 
 def _asked(scenario: Scenario, policy: Policy) -> tuple[float, float]:
-    """Simulated samples per second of a policy's plan (0: it has none), and seconds of processor that it took to decide.
+    """Simulated samples per second of a policy's plan (0: it has none), and processor seconds that it took to decide.
 
     Short decisions are repeated, each on a cluster seen anew, and the least time counts.
     """

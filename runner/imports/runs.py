@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from ...results.errors import InputError
 from ...results.ledger import ledgers, quantiles, step_times
 from ...results.metrics import bootstrap_interval
 from ...results.record import SCHEMA_VERSION, Manifest, PolicyRecord, Run, Summary, digest, event_frame
-from ...results.store import code_provenance, read_json, read_run, slug, whole_folder, write_run
+from ...results.store import code_provenance, read_json, read_run, slug, whole_folder, write_run, written_utc
 from ...sim import cost
 from ...sim.bounds import bound_s
 from ...sim.engine import simulate
@@ -150,7 +149,7 @@ def _provenance(sources: dict[str, str], launches: Sequence[Launch]) -> dict[str
     return {
         "imported": [f"imported from {Path(name).name} sha256 {sha}" for name, sha in sources.items()],
         "launches": [launch.source for launch in launches],
-        "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written_utc": written_utc(),
         "code": code_provenance(),
     }
 

@@ -13,8 +13,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from . import course, timing
 from .member import Member, say
@@ -24,6 +26,8 @@ from .tasks import TASKS
 PR_SET_PDEATHSIG = 1
 """Of ``prctl(2)``: the signal that a process gets when its parent dies."""
 
+HELD_S = 0.01
+"""Between two looks for the driver's sign to go on."""
 TIMED = timing.TASKS.keys() | course.TASKS.keys()
 """Tasks whose steps are timed."""
 
@@ -48,12 +52,28 @@ def main() -> None:
         member.signs.terse = task["op"] in TIMED  # whoever trains counts steps by lines
         results.append(TASKS[task["op"]](member, task))
         say(f"done {number} {results[-1].get('loss', '')}".rstrip())
-    partial = folder / f".rank-{rank}.json"
-    partial.write_text(json.dumps(results))
-    partial.rename(folder / f"rank-{rank}.json")
+        if number == job["hold_after"]:
+            _hold(member, results, folder)
+    _write(results, folder / f"rank-{rank}.json")
     if member.world > 1:
         member.meet()
         torch.distributed.destroy_process_group()
+
+
+def _write(results: list[dict[str, Any]], file: Path) -> None:
+    """The file is there when it is whole."""
+    partial = file.with_name(f".{file.name}")
+    partial.write_text(json.dumps(results))
+    partial.rename(file)
+
+
+def _hold(member: Member, results: list[dict[str, Any]], folder: Path) -> None:
+    """Tell the driver what was measured so far, and wait until it has looked at that."""
+    _write(results, folder / f"so-far-{member.rank}.json")
+    say("holding")
+    with member.state.waits():
+        while not (folder / "go").exists():
+            time.sleep(HELD_S)
 
 
 def _end_with_driver() -> None:

@@ -68,8 +68,9 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
     if not demo["judged"]:
         lines[-1] += f" **Not judged: {demo['launches']} launches, and it takes {LEAST_LAUNCHES}.**"
     if steady := demo.get("steadied"):
+        what = "Predicted anew between each launch's gauge and its plans" if steady.get("foretold") else "Without drift"
         lines[-1] += (
-            " With the lanes' drift since the predictions taken out: "
+            f" {what}: "
             f"mean absolute error {steady['mape_percent']:.1f} %, "
             f"worst {steady['worst_error_percent']:.1f} %, coverage {steady['coverage_percent']:.0f} %."
         )
@@ -291,7 +292,7 @@ def chaos_lines() -> list[str]:
 
 def suite_lines() -> list[str]:
     """What a wider suite of replays came to: each aim, each case, how much of it was measured, what was noted."""
-    from steelyard.results.pooled import Criterion
+    from steelyard.results.criteria import Criterion
     from steelyard.results.suite_report import measured_line, shared_lines
 
     place = SCOREBOARD / "suite.json"

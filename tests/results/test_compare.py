@@ -173,6 +173,21 @@ def test_each_launch_has_its_own_drift(study: list[Run]) -> None:
     assert found.steadied.mape_percent < found.mape_percent
 
 
+def test_what_was_written_down_before_a_launch_goes_before_what_is_known_after_it(quiet_study: list[Run]) -> None:
+    def with_both(run: Run) -> Run:
+        count = len(step_times(run.events))
+        told = {"drift_factors": [1.3] * count, "foretold_factors": [1.1] * count}
+        return changed(run, provenance={"contention": told})
+
+    found = compare([with_both(run) for run in quiet_study]).steadied
+    assert found is not None
+    assert found.foretold
+    assert found.mean_error_percent == pytest.approx(10)
+    after = compare([with_factors(run, [1.3] * len(step_times(run.events))) for run in quiet_study]).steadied
+    assert after is not None
+    assert not after.foretold
+
+
 @pytest.mark.parametrize("factors", [None, [], "x", [1.0], [0.0] * 100, ["a"] * 100])
 def test_what_was_not_gauged_in_every_launch_is_not_steadied(study: list[Run], factors: Any) -> None:
     assert compare([with_factors(run, factors) for run in study]).steadied is None

@@ -11,19 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from steelyard.results.compare import Comparison, compare, observations, paired
+from steelyard.results.criteria import JUDGED_FROM, criteria, shared_criteria
 from steelyard.results.fidelities import score
-from steelyard.results.pooled import (
-    JUDGED_FROM,
-    CaseResult,
-    Observation,
-    SuiteResult,
-    balanced_rows,
-    criteria,
-    pool,
-    shared_criteria,
-    suite_result,
-)
+from steelyard.results.pooled import CaseResult, Observation, SuiteResult, balanced_rows, pool, suite_result
 from steelyard.results.record import Run
+from steelyard.results.steadied import Steadied
 from steelyard.results.suite_report import case_rows, lines, suite_report
 
 
@@ -239,3 +231,32 @@ def test_an_aim_is_met_by_its_own_measure(case: CaseResult) -> None:
         assert [each.within for each in found].count(False) == 1
     unknown = criteria(good.model_copy(update={"coverage_p_value": None}))
     assert [each.met for each in unknown].count(None) == 1
+
+
+def foretold(case: CaseResult, errors: dict[str, float | None]) -> CaseResult:
+    """The case with such errors of what was written down before each launch."""
+    assert case.comparison is not None
+    plans = [row.model_copy(update={"steadied_error_percent": errors.get(row.label)}) for row in case.comparison.plans]
+    figures = Steadied(
+        plans=len(plans), foretold=True, mean_error_percent=0, balance_error_percent=0, mape_percent=0,
+        worst_error_percent=0, worst_plan="", coverage_percent=80,
+    )  # fmt: skip
+    comparison = case.comparison.model_copy(update={"plans": plans, "steadied": figures})
+    return case.model_copy(update={"comparison": comparison})
+
+
+def test_aims_are_held_against_what_was_written_down_before_each_launch(case: CaseResult) -> None:
+    """Cases whose launches do not begin with gauges count with what was sealed first; it stands below, with no aim."""
+    half = {row.label: (row.error_percent or 0.0) / 2 for row in case.rows}
+    told = foretold(case, dict(half)).model_copy(update={"name": "told"})
+    both = pool([told, case])
+    assert both.steadied is not None
+    assert both.steadied.foretold
+    expected = [abs(each) for each in half.values()] + [abs(row.error_percent or 0.0) for row in case.rows]
+    assert both.steadied.mape_percent == pytest.approx(sum(expected) / len(expected))
+    by_name = {each.what: each for each in criteria(both)}
+    assert by_name["mean absolute error, %"].value == both.steadied.mape_percent
+    first = by_name["mean absolute error, sealed before the first launch, %"]
+    assert (first.value, first.met) == (both.mape_percent, None)
+    assert criteria(pool([case]))[1].value == pool([case]).mape_percent
+    assert shared_criteria(both)[0].value == both.steadied.mape_percent

@@ -1,0 +1,96 @@
+"""Present: what the plans of a launch will take at the lanes' speed in that very launch, sealed before they run.
+
+A host drifts: within ten minutes lanes became up to 10 % faster, which is more than a model of them is off by. So each
+launch begins with gauges of all lanes (:mod:`.gauge`), at sizes that no plan has; then its workers hold still, and the
+driver writes down what a step of every plan takes at these speeds. Only then does the first plan run. What was sealed
+before the first launch stays as it was: it is what a planner has, who asks today about tomorrow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..results.record import digest
+from ..results.store import written_utc
+from ..sim.plan import Plan
+from ..sim.spec import Scenario
+from .gauge import Drift, gauge_tasks
+from .launch import Hold, LaunchResult, Task
+
+ROUNDS = 2
+"""Over all sizes: two seconds of a launch."""
+FILE = "predictions-by-launch.jsonl"
+
+
+def opening_tasks(scenario: Scenario, *, but: Collection[int] = ()) -> list[Task]:
+    """The gauges that a launch begins with.
+
+    None where the scenario gauges nothing, where a lane cannot be gauged (then nothing is known of plans with it), and
+    where lanes are on other machines: their workers hold for nobody.
+
+    Args:
+        scenario: of lanes with tables.
+        but: sizes that plans have.
+    """
+    devices = scenario.cluster.devices
+    if not scenario.replay.gauge_launches or any(each.lane is not None and each.lane.machine for each in devices):
+        return []
+    tasks = gauge_tasks(scenario, but=but)
+    if not tasks or len(tasks[0]["gauged"]) < len(devices):
+        return []
+    return [{**task, "opening": True} for task in ROUNDS * tasks]
+
+
+def opening_drift(scenario: Scenario, launches: Sequence[LaunchResult]) -> Drift:
+    """What the gauges say that launches began with; nothing of a launch that did not begin so."""
+    return Drift.of(scenario, [_opening(each) for each in launches])
+
+
+def _opening(launch: LaunchResult) -> LaunchResult:
+    count = _count(launch.tasks)
+    return LaunchResult(launch.tasks[:count], [own[:count] for own in launch.answers])
+
+
+def _count(tasks: Sequence[Task]) -> int:
+    return sum(bool(task.get("opening")) for task in tasks)
+
+
+@dataclass
+class Present:
+    """The file of what each launch is predicted to take.
+
+    Args:
+        scenario: with the lanes at the speed of the predictions that were sealed before.
+        plans: by label; with each the median step, in seconds, that was predicted then.
+        folder: of the study.
+    """
+
+    scenario: Scenario
+    plans: Mapping[str, tuple[Plan, float]]
+    folder: Path
+    _launches: int = field(default=0, init=False)
+
+    def hold(self, tasks: Sequence[Task]) -> Hold | None:
+        """Where the workers of a launch wait for its predictions; None where it does not begin with gauges."""
+        count = _count(tasks)
+        return Hold(count, self.seal) if count else None
+
+    def seal(self, opening: LaunchResult) -> None:
+        """Append the predictions of the next launch, with their digest, to the file, and have them on the disk."""
+        drift = opening_drift(self.scenario, [opening])
+        steps_s = {label: self._step_s(drift, plan, sealed_s) for label, (plan, sealed_s) in self.plans.items()}
+        line = {"launch": self._launches, "written_utc": written_utc(), "lanes": drift.launches[0], "step_s": steps_s}
+        with (self.folder / FILE).open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps({**line, "sha256": digest(line)}) + "\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+        self._launches += 1
+
+    @staticmethod
+    def _step_s(drift: Drift, plan: Plan, sealed_s: float) -> float:
+        (factor,) = drift.factors(plan) or [1.0]
+        return sealed_s * factor
