@@ -33,13 +33,15 @@ COVERAGE ?=
 test: $(STAMP)  ## Tests (without slow ones and benchmarks); COVERAGE=--cov measures coverage by folder
 	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not bench' $(COVERAGE)
 
-# What only computes is not traced: the default run covers the same code. Two files with real lanes share the cores: these
-# tests hold invariants, and much of their time is waiting.
+# What only computes is not traced, nor are most tests with real lanes, whose workers start faster so: what these run is
+# covered by others. Two files with real lanes share the cores: they hold invariants, and part of their time is waiting.
 COMPUTING := $(addprefix tests/runner/test_,validate.py adaptive_verbs.py attention_verbs.py attention_training.py capture.py)
+TRACED := $(addprefix tests/runner/test_,calibrate.py cli.py execution.py launch.py replay.py train.py)
 
 slow: $(STAMP)  ## Tests that take longer: real lanes, kills, whole loops
 	$(BIN)/pytest -n 2 --dist worksteal -m 'slow and not bench' $(COMPUTING) tests/system tests/policies tests/sim tests/results
-	$(BIN)/pytest -n 2 --dist loadfile -m 'slow and not bench' $(if $(COVERAGE),$(COVERAGE) --cov-append) tests/runner $(addprefix --ignore=,$(COMPUTING))
+	$(BIN)/pytest -n 2 --dist loadfile -m 'slow and not bench' $(if $(COVERAGE),$(COVERAGE) --cov-append) $(TRACED)
+	$(BIN)/pytest -n 2 --dist loadfile -m 'slow and not bench' tests/runner $(addprefix --ignore=,$(COMPUTING) $(TRACED))
 
 # No $(STAMP): whoever edits pyproject.toml can still lint without a network.
 lint:  ## Style, types, import direction (needs `make venv` once)

@@ -154,6 +154,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert not low
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", [POLICIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in POLICIES[1:])])
 def test_over_the_suite_no_slower_than_static_and_the_price_of_the_changes(name: str) -> None:
     rows = [outcome(name, case) for case in SUITE]
@@ -171,6 +172,7 @@ def test_near_the_clairvoyant(name: str, case: str) -> None:
     assert row.share >= (0.89 if name == "malleus" else SHARE)
 
 
+@pytest.mark.no_cover
 @settings(max_examples=8)
 @given(victim=st.sampled_from(NAMES), factor=st.floats(1.3, 4.0), start=st.integers(5, 60))
 def test_a_straggler_anywhere_anytime(victim: str, factor: float, start: int) -> None:

@@ -335,6 +335,7 @@ def test_the_parts_can_be_drawn_alone(workload: Any, device: Any, cluster: Any) 
     assert 1 <= len(scenario.cluster.devices) <= 6
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("kind", "rule"),
     [

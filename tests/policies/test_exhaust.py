@@ -23,6 +23,7 @@ from steelyard.sim.view import View
 SCENARIOS = 2000
 
 
+@pytest.mark.no_cover
 def test_two_thousand_scenarios_across_the_library() -> None:
     tally = exhaust(list(REGISTRY), scenarios=SCENARIOS, seed=4)
     assert tally.scenarios == SCENARIOS
@@ -41,6 +42,7 @@ CHEAP = ("uniform", "flops", "throughput", "proportional", "linear-cost", "atten
 """Policies that answer in about a millisecond: each can have every scenario."""
 
 
+@pytest.mark.no_cover
 def test_cheap_policies_have_many_scenarios_each() -> None:
     tally = exhaust(CHEAP, scenarios=500, each=len(CHEAP), seed=5)
     assert not tally.broken, tally.broken[0]

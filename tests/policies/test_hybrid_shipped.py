@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import pytest
@@ -62,7 +61,6 @@ def answers(scenario: Scenario) -> Iterator[tuple[str, Plan]]:
             yield name, plan
 
 
-@cache
 def found(name: str) -> dict[str, tuple[float, float]]:
     """Per policy with a plan for a scenario: samples per second by the engine, and by the estimate over that."""
     scenario = quiet(name)
@@ -75,18 +73,15 @@ def found(name: str) -> dict[str, tuple[float, float]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", simulated_names())
-def test_no_other_policy_is_faster_on_a_shipped_scenario(name: str) -> None:
-    """By the engine, within half a percent."""
-    rates = {policy: rate for policy, (rate, _) in found(name).items()}
-    mine = rates["hybrid"]
-    faster = {policy: rate for policy, rate in rates.items() if rate > mine * (1 + REGRET)}
+def test_on_a_shipped_scenario_no_other_policy_is_faster_and_estimates_are_near_the_engine(name: str) -> None:
+    """Faster by over half a percent; near is within 1 % for the planner's plans and 5 % for others', with exceptions.
+
+    Both go by the same simulations, which take minutes.
+    """
+    rates = found(name)
+    mine, _ = rates["hybrid"]
+    faster = {policy: rate for policy, (rate, _) in rates.items() if rate > mine * (1 + REGRET)}
     assert not faster, (mine, faster)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", simulated_names())
-def test_the_estimate_is_near_the_engine_on_a_shipped_scenario(name: str) -> None:
-    """Within 1 % for the planner's plans and 5 % for others', but for those that are named."""
-    for policy, (_, share) in found(name).items():
+    for policy, (_, share) in rates.items():
         near = FARTHER.get((name, policy), OF_HYBRID if policy == "hybrid" else OF_OTHERS)
         assert abs(share - 1) <= near, (policy, share)

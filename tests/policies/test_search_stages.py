@@ -160,6 +160,7 @@ def test_survivors_have_the_values_they_would_have_and_the_winner_stays(pruner: 
     assert given_up > 0
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("pruner", "sampler"),
     [

@@ -58,6 +58,7 @@ def test_a_device_without_events_is_idle(rows: list[tuple[Any, ...]]) -> None:
     assert ledger.utilisation() == 0
 
 
+@pytest.mark.no_cover
 @settings(max_examples=40)
 @given(event_rows())
 def test_the_order_of_rows_does_not_matter(rows: list[tuple[Any, ...]]) -> None:

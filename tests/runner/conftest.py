@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
-from steelyard.runner.cli import run
+from steelyard.runner.calibrate import calibrate
 from steelyard.runner.devices import NamedLane, available_cpus
 from steelyard.runner.execution import division
 from steelyard.runner.worker.signs import FOR_EVER
@@ -30,7 +32,7 @@ from steelyard.sim.device import (
     ProfilePoint,
 )
 from steelyard.sim.plan import Plan
-from steelyard.sim.spec import Scenario, Training
+from steelyard.sim.spec import Scenario, Training, parse_file
 from steelyard.sim.workload import Workload
 
 pytest.importorskip("torch", reason="real lanes need the runner extra")
@@ -225,13 +227,49 @@ def tiny_folder(tmp_path: Path, write_tiny: Callable[[Path], Path]) -> Path:
     return write_tiny(tmp_path)
 
 
+@dataclass(frozen=True)
+class CalibratedLanes:
+    """A folder of :func:`write_tiny` whose lanes were calibrated, tables in its ``runs``. Not to be changed."""
+
+    folder: Path
+    said: list[str]
+    ticks: list[list[int]]
+    same_again: bool
+    """Whether a second calibration reused what the first had given."""
+
+
 @pytest.fixture(scope="session")
-def calibrated(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[[Path], Path]) -> Path:
-    """A folder of :func:`write_tiny` whose lanes were measured for real: tables in its ``runs``. Not to be changed."""
-    folder = write_tiny(tmp_path_factory.mktemp("calibrated"))
-    code = run(["calibrate", str(folder / "tiny.toml"), "--runs", str(folder / "runs")])
-    assert code == 0
-    return folder
+def calibrated_lanes(tmp_path_factory: pytest.TempPathFactory, write_tiny: Callable[[Path], Path]) -> CalibratedLanes:
+    """The lanes of :func:`write_tiny`, measured for real, and what was told meanwhile.
+
+    Once in a run of the tests: of several processes that run them one measures, and the others take its tables.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    folder, told = place / "calibrated-once", place / "calibrated-once.json"
+    with (place / "calibrated-once.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not told.exists():
+            folder.mkdir(exist_ok=True)
+            told.write_text(json.dumps(_measure(write_tiny(folder))))
+    return CalibratedLanes(folder, **json.loads(told.read_text()))
+
+
+def _measure(folder: Path) -> dict[str, Any]:
+    said: list[str] = []
+    ticks: list[tuple[int, int]] = []
+    document, runs = parse_file(folder / "tiny.toml"), folder / "runs"
+    made = calibrate(document, folder, runs, report=said.append, tick=lambda *done: ticks.append(done))
+    assert not made.reused
+    again = calibrate(document, folder, runs, report=said.append)
+    return {"said": said, "ticks": ticks, "same_again": again == replace(made, reused=True)}
+
+
+@pytest.fixture
+def calibrated(calibrated_lanes: CalibratedLanes, tmp_path: Path) -> Path:
+    """A folder of the test's own of :func:`write_tiny`, with the tables of its lanes in its ``runs``."""
+    return shutil.copytree(calibrated_lanes.folder, tmp_path / "calibrated")
 
 
 WATCH = """

@@ -39,6 +39,8 @@ from steelyard.sim.measured import interpolate
 from steelyard.sim.spec import Scenario, Training, load_scenario, read_document
 from steelyard.sim.workload import Workload
 
+from .conftest import CalibratedLanes
+
 SIZES = (2, 5, 11, 17, 23, 31)
 BYTES = (2**14, 2**16, 2**18)
 
@@ -438,18 +440,18 @@ def test_tasks_are_shuffled_by_launch_and_repeatable(tiny_scenario: Scenario) ->
 
 
 @pytest.mark.slow
-def test_calibrating_real_lanes_gives_tables_that_are_reused(tiny_folder: Path, tmp_path: Path) -> None:
-    document, folder = read_document(tiny_folder / "tiny.toml")
-    said: list[str] = []
-    ticks: list[tuple[int, int]] = []
-    made = calibrate(
-        document, folder, tmp_path / "runs", report=said.append, tick=lambda done, total: ticks.append((done, total))
-    )
-    assert not made.reused
-    assert any("about" in line and line.rstrip().endswith("s") for line in said)  # how long, beforehand
-    assert ticks[-1][0] == ticks[-1][1]
-    assert ticks == sorted(ticks)
+def test_calibrating_real_lanes_gives_tables_that_are_reused(calibrated_lanes: CalibratedLanes) -> None:
+    assert any(
+        "about" in line and line.rstrip().endswith("s") for line in calibrated_lanes.said
+    )  # how long, beforehand
+    assert "reusing" in calibrated_lanes.said[-1]
+    assert calibrated_lanes.same_again
+    assert calibrated_lanes.ticks[-1][0] == calibrated_lanes.ticks[-1][1]
+    assert calibrated_lanes.ticks == sorted(calibrated_lanes.ticks)
+    document, folder = read_document(calibrated_lanes.folder / "tiny.toml")
     workload = workload_of(document, folder)
+    made = calibrate(document, folder, calibrated_lanes.folder / "runs")
+    assert made.reused
     for device in made.cluster.devices:
         assert device.profile is not None
         assert [point.micro_batch for point in device.profile.points] == calibration_sizes(workload, 2)
@@ -457,6 +459,3 @@ def test_calibrating_real_lanes_gives_tables_that_are_reused(tiny_folder: Path, 
         assert len(device.profile.launch_residuals) == 2 * groups
         assert cost.device_cost(device, workload).fidelity == "profiled"
     assert [point.bytes for point in made.cluster.collectives[0].points] == collective_sizes(workload)
-    again = calibrate(document, folder, tmp_path / "runs", report=said.append)
-    assert again == replace(made, reused=True)
-    assert "reusing" in said[-1]

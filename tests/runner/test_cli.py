@@ -367,6 +367,7 @@ def test_a_file_of_100_mb_is_refused_before_it_is_read(tmp_path: Path, call: Cal
     assert [file.name for file in tmp_path.iterdir()] == ["huge.toml"]
 
 
+@pytest.mark.no_cover
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=60) | st.binary(max_size=60))
 @example("name = 1")
@@ -380,6 +381,7 @@ def test_junk_in_a_scenario_file_is_one_line(tmp_path: Path, junk: str | bytes) 
     refused(invoke("check", "junk.toml"))
 
 
+@pytest.mark.no_cover
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=40))
 @example("a.b.c")
@@ -529,11 +531,10 @@ def test_interrupted_search_leaves_no_process_and_resumes(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def folder(calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a folder whose lanes are calibrated, as the current one."""
-    shutil.copytree(calibrated, tmp_path / "study")
-    monkeypatch.chdir(tmp_path / "study")
-    return tmp_path / "study"
+def folder(calibrated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose lanes are calibrated, as the current one."""
+    monkeypatch.chdir(calibrated)
+    return calibrated
 
 
 @pytest.mark.slow

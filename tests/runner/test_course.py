@@ -175,6 +175,7 @@ def spans(scenario: Scenario, policy: Policy) -> dict[int, float]:
     return {int(step): float(each.median()) for step, each in spent.groupby(level=0)}
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("factor", [0.8, 1.5])
 def test_no_step_is_predicted_from_its_own_sizes(changing: Callable[..., Scenario], factor: float) -> None:
     """The fifth plan, 11 + 19, is as before whatever was measured at 11; others are not, whose sizes are beside it."""
@@ -376,6 +377,7 @@ def test_what_cannot_be_done_to_real_lanes_is_refused(
     assert caught.value.path == path
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("kinds", [["loss"], ["loss", "return"]])
 def test_what_the_refusal_of_a_lost_lane_sends_to_takes_it(tiny_scenario: Scenario, kinds: list[str]) -> None:
     events = [

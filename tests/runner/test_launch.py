@@ -6,7 +6,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -31,43 +31,53 @@ def workers_of(pid: int) -> list[psutil.Process]:
     ]
 
 
-def gradient_of(scenario: Scenario, lanes: list[NamedLane], sizes: list[list[int]], folder: Path) -> Any:
+def gradients_of(scenario: Scenario, lanes: list[NamedLane], plans: Sequence[list[list[int]]], folder: Path) -> Any:
+    """Per division of the batch the gradient that each participant holds: all of them by one group of workers."""
     from safetensors.torch import load_file
 
     job, data = job_of(scenario.workload, scenario.training, folder, seed=0)
-    ranks = [rank for rank, each in enumerate(sizes) if each]
-    file = folder / f"gradient-{len(lanes)}-{sum(map(len, sizes))}"
-    run_group(
-        lanes, [{"op": "gradients", "sizes": sizes, "ranks": ranks, "file": str(file)}], job, timeout_s=60, data=data
-    )
-    return [load_file(f"{file}.{rank}")["gradient"] for rank in ranks]
+    ranks = [[rank for rank, each in enumerate(sizes) if each] for sizes in plans]
+    files = [str(folder / f"gradient-{number}") for number in range(len(plans))]
+    tasks = [
+        {"op": "gradients", "sizes": sizes, "ranks": own, "file": file}
+        for sizes, own, file in zip(plans, ranks, files, strict=True)
+    ]
+    run_group(lanes, tasks, job, timeout_s=60, data=data)
+    return [[load_file(f"{file}.{rank}")["gradient"] for rank in own] for own, file in zip(ranks, files, strict=True)]
 
 
-@pytest.mark.parametrize("sizes", [[[22], [8]], [[7, 6], [9, 8]], [[29], [1]]])
+@pytest.fixture(scope="module")
+def of_one(tiny_scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A single process's gradients of the whole batch, and of its first 22 samples."""
+    lanes, folder = lanes_of(tiny_scenario)[:1], tmp_path_factory.mktemp("single")
+    (whole,), (first,) = gradients_of(tiny_scenario, lanes, [[[30]], [[22]]], folder)
+    return whole, first
+
+
 def test_gradients_under_unequal_batches_equal_those_of_a_single_process(
-    tiny_scenario: Scenario, tmp_path: Path, sizes: list[list[int]]
+    tiny_scenario: Scenario, of_one: tuple[Any, Any], tmp_path: Path
 ) -> None:
     """The whole vector by norm, fp32, dropout off: single tensors whose true gradient is zero differ by more."""
-    lanes = lanes_of(tiny_scenario)
-    (single,) = gradient_of(tiny_scenario, lanes[:1], [[30]], tmp_path)
-    for own in gradient_of(tiny_scenario, lanes, sizes, tmp_path):
-        assert float(single.norm()) > 1e-3
-        assert float((own - single).norm() / single.norm()) < 1e-6
+    single, _ = of_one
+    assert float(single.norm()) > 1e-3
+    plans = [[[22], [8]], [[7, 6], [9, 8]], [[29], [1]]]
+    for plan, found in zip(plans, gradients_of(tiny_scenario, lanes_of(tiny_scenario), plans, tmp_path), strict=True):
+        assert len(found) == 2
+        for own in found:
+            assert float((own - single).norm() / single.norm()) < 1e-6, plan
 
 
-def test_a_plain_average_of_local_means_would_be_wrong(tiny_scenario: Scenario, tmp_path: Path) -> None:
+def test_a_plain_average_of_local_means_would_be_wrong(of_one: tuple[Any, Any]) -> None:
     """The test above can fail: averaging local mean gradients over 22 and 8 samples is far from the true gradient."""
-    lanes = lanes_of(tiny_scenario)
-    (single,) = gradient_of(tiny_scenario, lanes[:1], [[30]], tmp_path)
-    (first,) = gradient_of(tiny_scenario, lanes[:1], [[22]], tmp_path)
+    single, first = of_one
     wrong = 0.5 * first * 30 / 22 + 0.5 * (single - first) * 30 / 8
     assert float((wrong - single).norm() / single.norm()) > 1e-2
 
 
-def test_repeat_lane_has_the_same_gradient(tiny_scenario: Scenario, tmp_path: Path) -> None:
-    lane = lanes_of(tiny_scenario)[0]
-    (once,) = gradient_of(tiny_scenario, [lane], [[30]], tmp_path)
-    (twice,) = gradient_of(tiny_scenario, [lane.model_copy(update={"repeat": 3})], [[15, 15]], tmp_path)
+def test_repeat_lane_has_the_same_gradient(tiny_scenario: Scenario, of_one: tuple[Any, Any], tmp_path: Path) -> None:
+    lane = lanes_of(tiny_scenario)[0].model_copy(update={"repeat": 3})
+    once, _ = of_one
+    ((twice,),) = gradients_of(tiny_scenario, [lane], [[[15, 15]]], tmp_path)
     assert float((twice - once).norm() / once.norm()) < 1e-6
 
 
