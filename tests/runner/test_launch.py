@@ -82,15 +82,15 @@ def test_repeat_lane_has_the_same_gradient(tiny_scenario: Scenario, of_one: tupl
 
 
 def test_a_lane_of_two_threads_computes_the_same_and_its_own_time_is_told(
-    tiny_scenario: Scenario, tmp_path: Path
+    tiny_scenario: Scenario, of_one: tuple[Any, Any], tmp_path: Path
 ) -> None:
     """Its own time is wall time less what its threads stood ready and were not run: never more, and never nothing."""
     cores = available_cpus()
     if len(cores) < 2:
         pytest.skip("needs two cores")
     wide = NamedLane(name="wide", cpus=cores[:2], threads=2)
-    (single,) = gradient_of(tiny_scenario, lanes_of(tiny_scenario)[:1], [[30]], tmp_path)
-    (double,) = gradient_of(tiny_scenario, [wide], [[15, 15]], tmp_path)
+    single, _ = of_one
+    ((double,),) = gradients_of(tiny_scenario, [wide], [[[15, 15]]], tmp_path)
     assert float((double - single).norm() / single.norm()) < 1e-6
     job, data = job_of(tiny_scenario.workload, tiny_scenario.training, tmp_path, seed=0)
     task = {"op": "profile", "micro_batch": 8, "seconds": 0.5, "least": 3}
