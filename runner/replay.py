@@ -412,7 +412,7 @@ def refuse_lanes(scenario: Scenario, told: Task) -> None:
             problem = (
                 f"does its work {device.lane.repeat} times, which torch's pipelines and optimizers have no turn for"
             )
-            raise InputError(f"cluster device {device.name}", problem, "replay splits of the batch on it")
+            raise InputError(f"cluster device {device.name}", problem, "use splits of the batch on it")
 
 
 def refuse_mixed(scenario: Scenario, told: Task) -> None:

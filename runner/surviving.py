@@ -14,6 +14,7 @@ from ..sim.spec import Scenario
 from .calibrate import Report, Tick
 from .checkpoint import Checkpoint, Store
 from .devices import NamedLane
+from .execution import division
 from .journal import Attempt
 from .launch import LaunchResult, Task, run_group
 from .live import Planned, listener, watcher_of
@@ -39,7 +40,7 @@ class Course:
     @property
     def members(self) -> list[str]:
         """Lanes that train, in the order of ranks."""
-        split = self.about.divided.split()
+        split = self.about.divided.samples()
         return [lane.name for lane in self.lanes if lane.name in split]
 
     @property
@@ -142,13 +143,12 @@ def training_tasks(course: Course, checkpoint: Checkpoint | None) -> list[Task]:
     """What is left of the training in chunks, with the checkpoints between them, then the evaluation."""
     about = course.about
     start = checkpoint.manifest.step if checkpoint else 0
-    sizes = sizes_of(about.divided, [lane.name for lane in course.lanes])
-    ranks = [rank for rank, each in enumerate(sizes) if each]
+    divided = division(about.divided, about.scenario.workload, [lane.name for lane in course.lanes])
     replanned = checkpoint is not None and checkpoint.manifest.plan_sha256 != about.identity["plan_sha256"]
     tasks: list[Task] = [
         {
             "op": "begin",
-            "ranks": ranks,
+            **divided,
             "step": start,
             "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
             "replanned": replanned,
@@ -156,28 +156,22 @@ def training_tasks(course: Course, checkpoint: Checkpoint | None) -> list[Task]:
         }
     ]
     for end in stops(start, about.scenario.training.steps, about.checkpoint_every_steps):
-        tasks.append({"op": "train", "sizes": sizes, "ranks": ranks, "offset": start, "steps": end - start})
+        tasks.append({"op": "train", **divided, "offset": start, "steps": end - start})
         start = end
         if saves(end, about.scenario.training.steps, about.checkpoint_every_steps):
-            tasks.append(_saving(course, ranks, end))
-    return [*tasks, {"op": "evaluate", "rank": ranks[0], "ranks": ranks}]
+            tasks.append(_saving(course, divided, end))
+    return [*tasks, {"op": "evaluate", "rank": divided["ranks"][0], **divided}]
 
 
-def _saving(course: Course, ranks: Sequence[int], step: int) -> Task:
+def _saving(course: Course, divided: Task, step: int) -> Task:
     return {
         "op": "checkpoint",
-        "ranks": list(ranks),
+        **divided,
         "step": step,
         "folder": str(course.store.folder.resolve()),
         "keep": course.store.keep,
         "identity": course.about.identity,
     }
-
-
-def sizes_of(plan: Plan, names: Sequence[str]) -> list[list[int]]:
-    """Micro-batch sizes per lane, empty for a lane that is left out."""
-    own = {pipeline.devices[0]: list(pipeline.micro_batches) for pipeline in plan.pipelines}
-    return [own.get(name, []) for name in names]
 
 
 def stops(start: int, steps: int, every: int) -> list[int]:

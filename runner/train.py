@@ -12,18 +12,22 @@ from typing import Any
 from ..results.errors import InputError, WorkerFailedError
 from ..sim.disturbances import refuse_events
 from ..sim.engine import simulate
-from ..sim.plan import Plan
+from ..sim.plan import Plan, PlanError
 from ..sim.spec import Scenario
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import Report, Tick
 from .checkpoint import Checkpoint
+from .execution import division
 from .journal import Spent, spent
 from .launch import LaunchResult, require_torch
-from .replay import lanes_of
+from .replay import lanes_of, refuse_lanes
 from .resolving import job_of
 from .surviving import Course, checkpoint_every, survive
 from .texts import LABELS
 from .training_folder import About, TrainingFolder, file_sha256, new_folder
+
+JUDGED = "sequence-classification"
+"""The task of the models that are trained."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Training:
         average = self.scores["macro avg"]
         return {
             "policy": self.policy,
-            "plan": self.plan.split(),
+            "plan": self.plan.samples(),
             "steps": len(self.losses),
             "first_loss": self.losses[0],
             "final_loss": self.losses[-1],
@@ -141,7 +145,8 @@ def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Pat
 
     Raises:
         InputError: the scenario has disturbances, torch or scikit-learn is missing, the cluster is not of this
-            machine's lanes, the plan is no split of the batch, or the workload does not run on lanes.
+            machine's lanes, torch cannot run the plan, it shards more than the optimizer's states, or the workload is
+            no classifier or does not run on lanes.
     """
     refuse_events(dict(scenario))
     _require()
@@ -149,10 +154,23 @@ def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Pat
         if lane.machine:
             problem = f"is on machine {lane.machine}, and a training's checkpoints are files of one machine"
             raise InputError(f"cluster device {lane.name}", problem, "train on the lanes of one machine")
-    plan = allocate(policy, View.of(scenario), scenario)
-    plan.require_data_parallel()
+    if scenario.workload.model.config.get("task", JUDGED) != JUDGED:
+        problem = "is no classifier, and what is trained is judged by the classes of held-out texts"
+        raise InputError("workload.model", problem, f"use one whose task is {JUDGED}, or replay")
+    plan = _plan_of(scenario, policy)
     _, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=scenario.seed)
     return plan, data
+
+
+def _plan_of(scenario: Scenario, policy: Policy) -> Plan:
+    """What a policy answers, if it can be trained by."""
+    plan = allocate(policy, View.of(scenario), scenario)
+    if plan.zero > 1:
+        problem = f"is {plan.zero}: no checkpoint takes sharded gradients or weights"
+        raise PlanError("zero", problem, "use 0 or 1, or replay it")
+    names = [device.name for device in scenario.cluster.devices]
+    refuse_lanes(scenario, division(plan, scenario.workload, names))
+    return plan
 
 
 def resume(
@@ -190,10 +208,10 @@ def replanned(about: About, policy: Policy) -> About:
     """The same training as another policy divides it.
 
     Raises:
-        InputError: it has dropout, whose masks belong to the members that drew them.
+        InputError: it cannot be trained so (:func:`trainable`), or it has dropout, whose masks belong to the members
+            that drew them.
     """
-    plan = allocate(policy, View.of(about.scenario), about.scenario)
-    plan.require_data_parallel()
+    plan = _plan_of(about.scenario, policy)
     if plan.sha256 == about.divided.sha256:
         return about
     if about.scenario.training.dropout > 0:
@@ -233,7 +251,8 @@ def _through(folder: TrainingFolder, about: About, runs: Path, report: Report, t
     job["dropout"] = scenario.training.dropout
     course = Course(folder, about, lanes_of(scenario), job, data, report, tick)
     when = f"every {about.checkpoint_every_steps} steps" if about.checkpoint_every_steps else "the last step"
-    report(f"training {scenario.training.steps} steps as {about.policy.label()} divides them: {about.divided.split()}")
+    samples = about.divided.samples()
+    report(f"training {scenario.training.steps} steps as {about.policy.label()} divides them: {samples}")
     report(f"a checkpoint after {when}, in {folder.path}")
     with folder.alone():
         try:

@@ -85,7 +85,7 @@ def chaos(
         WorkerFailedError: a training ended otherwise than well.
     """
     plan, _ = trainable(scenario, policy, runs)
-    lanes = {lane.name: (rank, lane) for rank, lane in enumerate(lanes_of(scenario)) if lane.name in plan.split()}
+    lanes = {lane.name: (rank, lane) for rank, lane in enumerate(lanes_of(scenario)) if lane.name in plan.samples()}
     members = {name: rank for name, (rank, _) in lanes.items()}
     step_s = simulate(scenario, Fixed(plan, describe(policy))).summary.step_time_s.p50
     timeout_s = scenario.replay.timeout_s

@@ -86,6 +86,7 @@ def _suite(
 def train(
     scenario: ScenarioArgument = "demo",
     policy: Annotated[str | None, typer.Option("--policy", "-p", help="One policy; makespan by default.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan (JSON) to train by, in place of a policy.")] = None,
     settings: Settings = [],
     folder: Annotated[
         Path | None,
@@ -101,14 +102,16 @@ def train(
     from ..train import resume
     from ..train import train as fit
 
+    if plan is not None and policy is not None:
+        raise InputError("--plan", "stands beside --policy", "give one of them")
+    asked = fixed(plan) if plan is not None else policy_from_text(policy) if policy else None
     console = terminal()
     if folder is not None:
-        other = policy_from_text(policy) if policy else None
         with following(console, "training", live, as_json) as tick:
-            result = resume(folder, policy=other, report=console.print, tick=tick)
+            result = resume(folder, policy=asked, report=console.print, tick=tick)
     else:
         loaded, notes = load(scenario, settings, runs, force, real=True)
-        chosen = policy_from_text(policy or "makespan")
+        chosen = asked or policy_from_text("makespan")
         with following(console, "training", live, as_json) as tick:
             result = fit(loaded, chosen, runs, notes=notes, report=console.print, tick=tick)
     document = result.document()

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .contention import contended_share
-from .member import Member, Segment, say
-from .parts import Part, part_of
+from .member import OPTIMIZER_STATES, Member, Segment, say
+from .parts import Part, hand_weight, holders_of, part_of
 
 LOOK_S = 0.001
 """Between two looks for the driver's answer."""
@@ -99,15 +99,6 @@ def change(member: Member, old: Mapping[str, Any], new: dict[str, Any]) -> Part 
     return after
 
 
-def holders_of(member: Member, division: Mapping[str, Any]) -> list[set[int]]:
-    """Per weight of the model, the ranks that hold it."""
-    from .staged import holding
-
-    if "program" not in division:
-        return [set(division["ranks"]) for _ in member.weights]
-    return holding(member, division["program"])
-
-
 def _states(member: Member, part: Part | None) -> States:
     """What the optimizer knows of the weights that a member holds."""
     if part is None:
@@ -122,21 +113,16 @@ def _hand_over(member: Member, place: int, states: States, way: tuple[int, int])
     import torch.distributed as dist
 
     weight, (source, target) = member.weights[place], way
-    kept = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "momentum": ("momentum_buffer",), "sgd": ()}
-    names = kept[member.job["optimizer"]]
+    names = OPTIMIZER_STATES[member.job["optimizer"]]
+    hand_weight(member, place, way)
     if member.rank == source:
-        dist.send(weight.detach().contiguous().to(member.wire), target)
         for name in names:
             dist.send(states[place][name].contiguous().to(member.wire), target)
     elif member.rank == target:
-        fresh = torch.empty_like(weight, requires_grad=False, device=member.wire)
-        dist.recv(fresh, source)
-        with torch.no_grad():
-            weight.copy_(fresh)
         states[place] = {}
         for name in names:
-            like = torch.zeros((), dtype=torch.float32, device=member.wire) if name == "step" else fresh
-            received = torch.empty_like(like)
+            like = torch.zeros(()) if name == "step" else weight.detach()
+            received = torch.empty_like(like, device=member.wire)
             dist.recv(received, source)
             states[place][name] = received.to(weight.device)
 

@@ -308,6 +308,10 @@ def make_optimizer(name: str, weights: list[torch.nn.Parameter], learning_rate: 
     return made
 
 
+OPTIMIZER_STATES = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "momentum": ("momentum_buffer",), "sgd": ()}
+"""What an optimizer keeps of each weight, once it has made a step."""
+
+
 def optimizer_kind(name: str) -> tuple[Any, dict[str, Any]]:
     """Class and options of a workload's optimizer."""
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..execution import ranks_of
@@ -97,3 +98,27 @@ def _staged(member: Member, program: dict[str, Any]) -> Part | None:
         member.parts[key] = Fully(member, program, ranks) if sharded else Staged(member, program)
     found: Fully | Staged = member.parts[key]
     return found if found.pipeline is not None else None
+
+
+def holders_of(member: Member, division: Mapping[str, Any]) -> list[set[int]]:
+    """Per weight of the model, the ranks that hold it."""
+    from .staged import holding
+
+    if "program" not in division:
+        return [set(division["ranks"]) for _ in member.weights]
+    return holding(member, division["program"])
+
+
+def hand_weight(member: Member, place: int, way: tuple[int, int]) -> None:
+    """The values of a weight from one member to another; the rest take no part."""
+    import torch
+    import torch.distributed as dist
+
+    weight, (source, target) = member.weights[place], way
+    if member.rank == source:
+        dist.send(weight.detach().contiguous().to(member.wire), target)
+    elif member.rank == target:
+        fresh = torch.empty_like(weight, requires_grad=False, device=member.wire)
+        dist.recv(fresh, source)
+        with torch.no_grad():
+            weight.copy_(fresh)

@@ -1,21 +1,24 @@
 """Tasks that let a training survive: begin it, anew or where a checkpoint stands, and write checkpoints.
 
-Everything goes through safetensors; nothing is pickled. Replicas on unlike lanes are equal only up to rounding, because
-their optimizers use other instructions, so every member's own bytes are kept (those that are the same, once): what is
-resumed is what was there, bit by bit.
+Everything goes through safetensors; nothing is pickled. Each member keeps what it holds: the weights of its stages, and
+of the optimizer's states those that are its own (with ZeRO 1 those of its shard), by the weights' places in the model.
+Replicas on unlike lanes are equal only up to rounding, because their optimizers use other instructions, so every
+member's own bytes are kept (those that are the same, once): what is resumed is what was there, bit by bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...sim.noise import stream
-from ..checkpoint import Manifest, Part, Store, Stored, read_manifest, read_proven, shared_states, write_durably
-from .member import Member, say
+from ..checkpoint import DamagedError, Manifest, Store, Stored, read_manifest, read_proven, shared_states, write_durably
+from ..checkpoint import Part as Own
+from .member import OPTIMIZER_STATES, Member, say
+from .parts import Part, part_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +32,12 @@ NOTHING = (bytes(32), 0)
 
 def begin(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Stand where a checkpoint stands, or at the very beginning, with random numbers of the member's own."""
-    if member.rank in task["ranks"]:
+    part = part_of(member, task)
+    if part is not None:
         if task["checkpoint"] is None:
             seed_random(member, task["seed"], 0)
         else:
-            restore(member, Path(task["checkpoint"]), replanned=task["replanned"], seed=task["seed"])
+            restore(member, part, Path(task["checkpoint"]), replanned=task["replanned"], seed=task["seed"])
         say(f"begun {task['step']}")
     return {}
 
@@ -41,11 +45,12 @@ def begin(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 def checkpoint(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Write a checkpoint together; where one member cannot, there is none, and the training goes on."""
     ranks: list[int] = task["ranks"]
-    if member.rank not in ranks:
+    part = part_of(member, task)
+    if part is None:
         return {}
     start = member.now()
     share_losses(member, ranks)
-    state, random = state_bytes(member), random_bytes(member)
+    state, random = state_bytes(member, part), random_bytes(member)
     digests = gathered(member, ranks, hashlib.sha256(state).digest())
     writers = [ranks[first] for first in shared_states(digests)]
     store = Store(Path(task["folder"]), task["keep"])
@@ -85,7 +90,7 @@ def commit(
     ):
         lane = member.job["lanes"][rank]["name"]
         names = state_file(writer), random_file(rank)
-        parts.append(Part(rank=rank, lane=lane, state=names[0], random=names[1], busy_s=busy_s, train_s=train_s))
+        parts.append(Own(rank=rank, lane=lane, state=names[0], random=names[1], busy_s=busy_s, train_s=train_s))
         files[names[1]] = Stored(sha256=drawn.hex(), bytes=drawn_length)
         if rank == writer:
             files[names[0]] = Stored(sha256=state.hex(), bytes=state_length)
@@ -101,24 +106,44 @@ def commit(
     return True
 
 
-def restore(member: Member, folder: Path, *, replanned: bool, seed: int) -> None:
+def restore(member: Member, part: Part, folder: Path, *, replanned: bool, seed: int) -> None:
     """Take weights, optimizer, random states and losses from a checkpoint.
 
-    ``replanned``: the members are others than those that wrote it. All of them then take the first one's state, which
-    the others' equal up to rounding, and their random numbers begin anew.
+    ``replanned``: the members hold other things than when it was written. Each then takes what it holds from the first
+    of those that held it, whom the others equal up to rounding, and their random numbers begin anew.
 
     Raises:
-        DamagedError: the checkpoint has changed since the driver proved it.
+        DamagedError: the checkpoint has changed since the driver proved it, or lacks something.
     """
     manifest = read_manifest(folder)
-    own = manifest.parts[0] if replanned else next(part for part in manifest.parts if part.rank == member.rank)
-    load_state(member, read_proven(folder / own.state, manifest.files[own.state]))
-    if replanned:
+    own = next((each for each in manifest.parts if each.rank == member.rank), None)
+    sources = manifest.parts if replanned or own is None else [own]
+    load_state(member, part, collected(folder, manifest, [each.state for each in sources], needed(member, part)))
+    if replanned or own is None:
         seed_random(member, seed, manifest.step)
     else:
         load_random(member, read_proven(folder / own.random, manifest.files[own.random]))
-    member.busy_s, member.train_s = own.busy_s, own.train_s
+    member.busy_s = own.busy_s if own is not None else 0.0
+    member.train_s = max(each.train_s for each in manifest.parts)
     member.losses = losses_in(read_proven(folder / manifest.losses, manifest.files[manifest.losses]))
+
+
+def collected(folder: Path, manifest: Manifest, files: Iterable[str], names: Set[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint by name, each from the first of some files that has it; the rest is not read.
+
+    Raises:
+        DamagedError: a file has changed since the driver proved it, or none of them has one of the tensors.
+    """
+    from safetensors.torch import load
+
+    found: dict[str, torch.Tensor] = {}
+    for file in dict.fromkeys(files):
+        if missing := names - found.keys():
+            tensors = load(read_proven(folder / file, manifest.files[file]))
+            found.update({name: tensors[name] for name in missing & tensors.keys()})
+    if missing := names - found.keys():
+        raise DamagedError(f"{folder}: has no {min(missing)}")
+    return found
 
 
 def losses_in(data: bytes) -> list[float]:
@@ -155,33 +180,59 @@ def gathered(member: Member, ranks: Sequence[int], data: bytes) -> list[bytes]:
 # ---- between a member and bytes ----
 
 
-def state_bytes(member: Member) -> bytes:
+def state_bytes(member: Member, part: Part) -> bytes:
     """Weights, buffers and the optimizer's state as one safetensors document; equal states give equal bytes."""
     from safetensors.torch import save
 
-    tensors = {f"model.{name}": tensor for name, tensor in member.model.state_dict().items()}
-    for index, state in member.optimizer.state_dict()["state"].items():
-        for name, value in state.items():
+    tensors = {f"model.{name}": tensor for name, tensor in held(member, part).items()}
+    optimizer = own_optimizer(part)
+    for place, weight in updated(member, part).items():
+        for name, value in optimizer.state[weight].items() if weight in optimizer.state else ():
             if value is not None:  # a momentum that has not begun
-                tensors[f"optimizer.{index}.{name}"] = value
+                tensors[f"optimizer.{place}.{name}"] = value
     return save({name: _own_copy(tensor) for name, tensor in tensors.items()})
 
 
-def load_state(member: Member, data: bytes) -> None:
-    """Put back what :func:`state_bytes` took; the gradients' buffer stays where it is."""
-    from safetensors.torch import load
-
-    tensors = load(data)
+def load_state(member: Member, part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put back what :func:`state_bytes` took, by name; the gradients' buffer stays where it is."""
     model = {name.removeprefix("model."): each for name, each in tensors.items() if name.startswith("model.")}
-    member.model.load_state_dict(model)
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    member.model.load_state_dict(model, strict=False)  # whoever asks for names has asked for all that it holds
+    optimizer, weights = own_optimizer(part), updated(member, part)
+    optimizer.state.clear()
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
-            index, _, key = rest.partition(".")
-            state.setdefault(int(index), {})[key] = tensor
-    document = member.optimizer.state_dict()
-    member.optimizer.load_state_dict({**document, "state": state})
+            place, _, key = rest.partition(".")
+            weight = weights[int(place)]
+            optimizer.state[weight][key] = tensor.to(weight.device)
+
+
+def needed(member: Member, part: Part) -> set[str]:
+    """Names of all that :func:`state_bytes` gives of a member after a step."""
+    model = {f"model.{name}" for name in held(member, part)}
+    kept = OPTIMIZER_STATES[member.job["optimizer"]]
+    return model | {f"optimizer.{place}.{key}" for place in updated(member, part) for key in kept}
+
+
+def held(member: Member, part: Part) -> dict[str, torch.Tensor]:
+    """The model's weights and buffers by name, but for the weights that others hold.
+
+    Buffers are kept by all: the families whose layers are cut have none that training changes.
+    """
+    others = {id(weight) for weight in member.weights} - {id(weight) for weight in part.weights}
+    found: dict[str, torch.Tensor] = member.model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in found.items() if id(tensor) not in others}
+
+
+def own_optimizer(part: Part) -> torch.optim.Optimizer:
+    """What keeps the states that a member has: with ZeRO 1, the optimizer of its own shard within the other."""
+    return getattr(part.optimizer, "optim", part.optimizer)
+
+
+def updated(member: Member, part: Part) -> dict[int, torch.nn.Parameter]:
+    """The weights that a member's own optimizer updates, by their places in the model."""
+    own = {id(weight) for group in own_optimizer(part).param_groups for weight in group["params"]}
+    return {place: weight for place, weight in enumerate(member.weights) if id(weight) in own}
 
 
 def random_bytes(member: Member) -> bytes:

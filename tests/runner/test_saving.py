@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from steelyard.runner.checkpoint import DamagedError, Manifest, Part, Stored
 
 torch = pytest.importorskip("torch", reason="members need the runner extra")
-
+from safetensors.torch import load  # noqa: E402 - after the skip
 from steelyard.runner.worker.member import flat_gradients, make_optimizer  # noqa: E402 - after the skip
 from steelyard.runner.worker.saving import (  # noqa: E402
+    collected,
     gathered,
     load_random,
     load_state,
+    needed,
     random_bytes,
     seed_random,
     share_losses,
@@ -42,7 +50,8 @@ def member(optimizer: str, rank: int = 0) -> Any:
     model = Tied()
     weights = list(model.parameters())
     made = SimpleNamespace(model=model, rank=rank, device=torch.device("cpu"), losses=[], loss_parts=[])
-    made.flat = flat_gradients(weights)
+    made.weights, made.flat = weights, flat_gradients(weights)
+    made.job = {"optimizer": optimizer}
     made.optimizer = make_optimizer(optimizer, weights, 1e-2)
     return made
 
@@ -62,16 +71,16 @@ def test_a_member_goes_on_bit_by_bit(optimizer: str, before: int) -> None:
     whole = member(optimizer)
     seed_random(whole, 3, 0)
     steps(whole, 0, before)
-    state, random = state_bytes(whole), random_bytes(whole)
+    state, random = state_bytes(whole, whole), random_bytes(whole)
     steps(whole, before, 4)
     fresh = member(optimizer)
     torch.manual_seed(99)
     steps(fresh, 50, 2)  # it stands anywhere else
-    load_state(fresh, state)
+    load_state(fresh, fresh, load(state))
     load_random(fresh, random)
-    assert state_bytes(fresh) == state
+    assert state_bytes(fresh, fresh) == state
     steps(fresh, before, 4)
-    assert state_bytes(fresh) == state_bytes(whole)
+    assert state_bytes(fresh, fresh) == state_bytes(whole, whole)
     assert random_bytes(fresh) == random_bytes(whole)
 
 
@@ -82,13 +91,13 @@ def test_the_random_state_matters() -> None:
     steps(one, 0, 3)
     seed_random(other, 4, 0)
     steps(other, 0, 3)
-    assert state_bytes(one) != state_bytes(other)
+    assert state_bytes(one, one) != state_bytes(other, other)
 
 
 def test_gradients_stay_views_of_the_one_buffer() -> None:
     """The all-reduce is over that buffer; a parameter that was replaced would drop out of it."""
     made = member("adamw")
-    load_state(made, state_bytes(made))
+    load_state(made, made, load(state_bytes(made, made)))
     steps(made, 0, 1)
     ids = torch.arange(6)
     torch.nn.functional.cross_entropy(made.model(ids), ids).backward()
@@ -113,3 +122,69 @@ def test_a_lone_member_shares_with_itself() -> None:
     share_losses(made, [0])
     assert made.losses == [0.5, 0.25]
     assert gathered(made, [0], b"x") == [b"x"]
+
+
+PLACES = 3
+"""Weights of the model."""
+SOME = st.sets(st.integers(0, PLACES - 1), min_size=1)
+
+
+def some_of(made: Any, places: set[int], shard: set[int] | None = None) -> Any:
+    """A member's part with some of the weights; ``shard``: those of them whose states it keeps, as ZeRO 1 does."""
+    own = [weight for place, weight in enumerate(made.weights) if place in (places if shard is None else shard)]
+    optimizer = make_optimizer(made.job["optimizer"], own, 1e-2)
+    optimizer.state.update({weight: made.optimizer.state[weight] for weight in own if weight in made.optimizer.state})
+    weights = [made.weights[place] for place in sorted(places)]
+    return SimpleNamespace(weights=weights, optimizer=optimizer if shard is None else SimpleNamespace(optim=optimizer))
+
+
+def written(folder: Path, made: Any, parts: list[Any]) -> Manifest:
+    """Files of states as these parts have them, one rank each, and what a checkpoint says of them."""
+    data = {f"state-{rank}.safetensors": state_bytes(made, part) for rank, part in enumerate(parts)}
+    for name, each in data.items():
+        (folder / name).write_bytes(each)
+    ranks = [
+        Part(rank=rank, lane="any", state=f"state-{rank}.safetensors", random="random-0.safetensors")
+        for rank in range(len(parts))
+    ]
+    files = {name: Stored(sha256=hashlib.sha256(each).hexdigest(), bytes=len(each)) for name, each in data.items()}
+    digests = dict.fromkeys(("scenario_sha256", "plan_sha256", "data_sha256"), "a" * 64)
+    return Manifest(step=3, next_sample=0, parts=ranks, losses="losses.safetensors", files=files, **digests)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("divided")
+
+
+@cache
+def trained(optimizer: str) -> Any:
+    made = member(optimizer)
+    steps(made, 0, 3)
+    return made
+
+
+@settings(max_examples=30)
+@given(
+    optimizer=st.sampled_from(["adamw", "momentum", "sgd"]),
+    before=st.lists(SOME, min_size=1, max_size=3),
+    sharded=st.booleans(),
+    after=SOME,
+)
+def test_however_it_was_divided_any_other_division_finds_all_that_it_holds(
+    place: Path, optimizer: str, before: list[set[int]], sharded: bool, after: set[int]
+) -> None:
+    """Stages, replicas of them, whole models, shards of the states: whoever holds something takes it from a holder."""
+    whole = trained(optimizer)
+    everything = set(range(PLACES))
+    parts = [some_of(whole, everything, each) if sharded else some_of(whole, each) for each in before]
+    manifest = written(place, whole, parts)
+    fresh = member(optimizer)
+    part, names = some_of(fresh, after), needed(fresh, some_of(fresh, after))
+    files = [each.state for each in manifest.parts]
+    if not after <= set().union(*before) and not (sharded and optimizer == "sgd"):
+        with pytest.raises(DamagedError, match=r"has no (model|optimizer)\."):
+            collected(place, manifest, files, names)
+        return
+    load_state(fresh, part, collected(place, manifest, files, names))
+    assert state_bytes(fresh, part) == state_bytes(whole, some_of(whole, after))
