@@ -111,7 +111,7 @@ def train(
             result = resume(folder, policy=asked, report=console.print, tick=tick)
     else:
         loaded, notes = load(scenario, settings, runs, force, real=True)
-        chosen = asked or policy_from_text("makespan")
+        chosen = asked if asked is not None else policy_from_text("makespan")
         with following(console, "training", live, as_json) as tick:
             result = fit(loaded, chosen, runs, notes=notes, report=console.print, tick=tick)
     document = result.document()

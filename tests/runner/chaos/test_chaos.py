@@ -269,23 +269,22 @@ def changed(scenario: Scenario, name: str) -> Scenario:
         "rebalance": scenario.model_copy(update={"rebalance": Rebalance(every_steps=5)}),
         "workload.dtype": scenario.model_copy(update={"workload": workload}),
         "cluster device full": on_another_machine(scenario),
-        "pipelines.0": scenario,
+        "zero": scenario,
     }[name]
 
 
-def pipelined(scenario: Scenario) -> Fixed:
-    """Two stages, one on each lane."""
-    cuts = [(0, 1, "full"), (1, len(scenario.workload.layers), "sse")]
-    stages = [{"first": first, "last": last, "replicas": [{"devices": [name]}]} for first, last, name in cuts]
-    return Fixed(Plan.parse({"pipelines": [{"stages": stages, "micro_batches": [15, 15]}]}))
+def sharded(scenario: Scenario) -> Fixed:
+    """Gradients in shards, one on each lane."""
+    plan = Plan.data_parallel(scenario.workload, {"full": 15, "sse": 15})
+    return Fixed(plan.model_copy(update={"zero": 2}))
 
 
-@pytest.mark.parametrize("path", ["disturbances", "rebalance", "workload.dtype", "cluster device full", "pipelines.0"])
+@pytest.mark.parametrize("path", ["disturbances", "rebalance", "workload.dtype", "cluster device full", "zero"])
 def test_what_cannot_be_trained_is_refused_before_anything_is_begun(
     tiny_scenario: Scenario, tmp_path: Path, path: str
 ) -> None:
     scenario, said = changed(tiny_scenario, path), list[str]()
-    policy = pipelined(scenario) if path == "pipelines.0" else make_policy("uniform")
+    policy = sharded(scenario) if path == "zero" else make_policy("uniform")
     with pytest.raises(InputError) as caught:
         storm(scenario, policy, "uniform", tmp_path, kills=1, hangs=0, seed=0, report=said.append)
     assert caught.value.path == path
