@@ -72,7 +72,7 @@ suite: $(STAMP)  ## Replay the suite (ARGS="--budget 40m"; goes on where it ende
 exhaust: $(STAMP)  ## The whole library on 100,000 generated scenarios (a quarter of an hour): results/scoreboard/exhaust.json
 	$(BIN)/python tests/exhaust.py $(ARGS)
 
-chaos: $(STAMP)  ## Training under 50 kills and 20 hangs (half an hour): results/scoreboard/chaos.json
+chaos: $(STAMP)  ## Training under 50 kills, 20 hangs, 5 killed drivers, 5 full disks (half an hour): results/scoreboard/chaos.json
 	$(BIN)/python tests/chaos.py $(ARGS)
 
 attention: $(STAMP)  ## Train attention's weights anew, and judge them on clusters that it has not seen

@@ -8,7 +8,8 @@ last checkpoint, what a run keeps is a function of the gaps between its failures
 What is modelled:
 
 - work advances in whole steps; every so many of them a checkpoint stops the training, the last one at the end of it
-- a failure loses what came after the last finished checkpoint, one that was being written included
+- a failure loses what came after the last finished checkpoint, one that was being written included; where the last
+  checkpoints before it could not be written (a full disk), those intervals too
 - then a restart, which a further failure makes begin anew; the first start of the job costs nothing
 - a preempted spot device is first waited for. The wait begins anew when another one goes (the clock of a place runs on
   while it is empty: an offer that is taken back); a failure during it does no further harm
@@ -251,10 +252,17 @@ def run_all(job: Job, clocks: Sequence[Clock], *, span_s: float, runs: int, seed
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def run_one(job: Job, failures: Failures, horizon_s: float) -> Outcome | None:
+def run_one(job: Job, failures: Failures, horizon_s: float, unsaved: NDArray[np.int_] | None = None) -> Outcome | None:
     """Add up one run, gap by gap between its failures; None when it is not through by the horizon.
 
     The first gap begins with the job, the last is open: what fails after the horizon is not known.
+
+    Args:
+        job: steps, checkpoints, restarts.
+        failures: in order.
+        horizon_s: until when they are known.
+        unsaved: per failure, how many checkpoints in a row, the last ones before it, could not be written, at most as
+            many as were due in its gap; None: all could.
     """
     times = failures.times
     start = np.concatenate([[0.0], times])
@@ -263,7 +271,8 @@ def run_one(job: Job, failures: Failures, horizon_s: float) -> Outcome | None:
     ready = back + job.restart_s
     ready[0] = 0.0
     up = np.maximum(end - ready, 0.0)
-    kept, written = _kept(job, up, np.concatenate([failures.preempted, [False]]))
+    missing = np.zeros(len(up)) if unsaved is None else np.concatenate([unsaved, [0.0]])
+    kept, written = _kept(job, up, np.concatenate([failures.preempted, [False]]), missing)
     left = np.maximum(job.steps - np.concatenate([[0.0], np.cumsum(kept)[:-1]]), 0.0)
     needed = left * job.step_s + np.ceil(left / job.every) * job.checkpoint_s
     through = np.flatnonzero(needed <= up)
@@ -286,13 +295,14 @@ def _all_back(job: Job, failures: Failures) -> Floats:
     return np.concatenate([[0.0], np.maximum.accumulate(returns)]) if returns.size else np.zeros(1)
 
 
-def _kept(job: Job, up: Floats, preempted_next: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+def _kept(job: Job, up: Floats, preempted_next: NDArray[np.bool_], missing: Floats) -> tuple[Floats, Floats]:
     """Per gap, the steps that a finished checkpoint holds and the number of those, given how long the job was up."""
     full = np.floor(up / job.segment_s)
-    kept, written = full * job.every, full
+    written = np.maximum(full - missing, 0.0)
+    kept = written * job.every
     if job.noticed:
         spare_s = up - full * job.segment_s - job.checkpoint_s
         saved = preempted_next & (spare_s >= 0)
         kept = kept + np.where(saved, np.clip(np.floor(spare_s / job.step_s), 0.0, job.every), 0.0)
-        written = full + saved
+        written = written + saved
     return kept, written

@@ -1,6 +1,6 @@
 """Training under many kills and hangs, in parts of a seed each; what came of it goes to results/scoreboard/chaos.json.
 
-    python tests/chaos.py --kills 50 --hangs 20 --parts 2 --seed 0
+    python tests/chaos.py --kills 50 --hangs 20 --drivers 5 --disks 5 --parts 2 --seed 0
 
 The scenario is ``chaos.toml`` beside this file: its lanes have quotas, limits of memory and hosts of their own, as far
 as this host has them. The result is written after every part, so that an interrupted run says how far it came. Exit
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from steelyard.policies import make_policy
 from steelyard.results.store import to_json, write_text
 from steelyard.runner.calibrate import calibrate
 from steelyard.runner.chaos.chaos import Chaos, chaos
-from steelyard.runner.chaos.strikes import TOLD
+from steelyard.runner.chaos.strikes import KINDS, Sort
 from steelyard.runner.isolation.capabilities import Host, this_host
 from steelyard.runner.resolving import resolver
 from steelyard.sim.spec import apply_setting, read_document, scenario_from
@@ -29,6 +29,8 @@ SCOREBOARD = Path(__file__).resolve().parents[1] / "results" / "scoreboard" / "c
 SCENARIO = Path(__file__).with_name("chaos.toml")
 POLICY = "throughput"
 """Leaves no lane out, whatever the all-reduce costs: who trains alone has no link to be cut and nobody to wait for."""
+ASKED: dict[Sort, str] = {"kill": "kills", "hang": "hangs", "driver": "drivers", "disk": "disks"}
+"""What there is so many of, as the options have it."""
 NEEDS = {"cpu_share": "cpu_quota", "memory_limit_gib": "memory_limit"}
 """What lanes ask for, and the capability that it takes."""
 
@@ -39,6 +41,8 @@ def main() -> int:
     words.add_argument("--scenario", default=str(SCENARIO))
     words.add_argument("--kills", type=int, default=50)
     words.add_argument("--hangs", type=int, default=20)
+    words.add_argument("--drivers", type=int, default=5)
+    words.add_argument("--disks", type=int, default=5)
     words.add_argument("--parts", type=int, default=2, help="trainings that the faults are dealt to")
     words.add_argument("--seed", type=int, default=0, help="of the first part; the next ones count on")
     words.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
@@ -55,12 +59,13 @@ def main() -> int:
     scenario = scenario_from(resolved, folder)
     parts: list[Chaos] = []
     for number in range(chosen.parts):
-        share = {name: _share(getattr(chosen, name), chosen.parts, number) for name in ("kills", "hangs")}
+        share = {name: _share(getattr(chosen, name), chosen.parts, number) for name in ASKED.values()}
         seed = chosen.seed + number
         found = chaos(scenario, make_policy(POLICY), POLICY, chosen.runs, **share, seed=seed, report=_say)
         parts.append(found)
         _say(found.headline())
-        write_text(chosen.out, to_json(summed(parts, {"kill": chosen.kills, "hang": chosen.hangs}, missing)))
+        asked = {sort: getattr(chosen, name) for sort, name in ASKED.items()}
+        write_text(chosen.out, to_json(summed(parts, asked, missing)))
     problems = [problem for part in parts for problem in part.problems]
     _say("\n".join([*problems, f"wrote {chosen.out}"]))
     return 1 if problems else 0
@@ -82,15 +87,15 @@ def leave_out(document: dict[str, Any], host: Host) -> list[str]:
     return missing
 
 
-def summed(parts: Sequence[Chaos], asked: dict[str, int], missing: Sequence[str]) -> dict[str, Any]:
+def summed(parts: Sequence[Chaos], asked: Mapping[Sort, int], missing: Sequence[str]) -> dict[str, Any]:
     """What the parts came to together, and each of them."""
     documents = [part.document for part in parts]
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "left_out": list(missing),
-        "asked": asked,
+        "asked": dict(asked),
         "struck": {kind: sum(each["struck"][kind] for each in documents) for kind in asked},
-        "struck_kinds": {kind: sum(each["struck_kinds"][kind] for each in documents) for kind in TOLD},
+        "struck_kinds": {kind: sum(each["struck_kinds"][kind] for each in documents) for kind in KINDS},
         "busy": sorted({reason for each in documents for reason in each["busy"]}),
         "bit_identical": all(each["bit_identical"] for each in documents),
         "problems": [problem for part in parts for problem in part.problems],

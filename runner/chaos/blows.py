@@ -31,14 +31,14 @@ EAT = "bytearray(b'.') * 2**26"
 EAT_S = 30.0
 
 
-def strike(kind: Kind, worker: psutil.Process) -> None:
-    """Do it.
+def strike(kind: Kind, victim: psutil.Process) -> None:
+    """Do it to a worker, or to the driver; a disk is filled in another way (:mod:`.disk`).
 
     Raises:
-        psutil.NoSuchProcess: the worker has just ended.
+        psutil.NoSuchProcess: it has just ended.
         WorkerFailedError: the host does not do what it was found to be able to.
     """
-    BLOWS[kind](worker)
+    BLOWS[kind](victim)
 
 
 def starve(worker: psutil.Process) -> None:
@@ -101,6 +101,7 @@ BLOWS: Mapping[Kind, Callable[[psutil.Process], None]] = {
     "starve": starve,
     "cut": cut,
     "memory": exceed_memory,
+    "driver": psutil.Process.kill,
 }
 
 

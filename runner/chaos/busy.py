@@ -26,6 +26,10 @@ class Busy:
     before: dict[str, Any] = field(default_factory=condition)
     own_s: float = field(default_factory=spent_s)
 
+    def own(self, seconds: float) -> None:
+        """Count processor time as one's own: of processes that this one has started and cannot wait for."""
+        self.own_s -= seconds
+
     def reasons(self) -> list[str]:
         """Why the host counts as busy since then, in sentences; empty: it does not.
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,10 +37,15 @@ class Sightings:
     """Listeners in the host's own network that are not on loopback."""
     ports: set[int] = field(default_factory=set)
     """All ports in the host's own network at which something listened."""
+    mounts: set[int] = field(default_factory=set)
+    """Mount namespaces that are not the host's own."""
 
     def look(self, driver: int) -> None:
         """Take note of everything that a driver has started and that runs now."""
         own = _namespace(os.getpid())
+        mounts = _namespace(driver, "mnt")
+        if mounts and mounts != _namespace(os.getpid(), "mnt"):
+            self.mounts.add(mounts)
         for process in descendants(driver):
             namespace = _namespace(process.pid)
             if namespace and namespace != own:
@@ -70,14 +76,27 @@ class Holding:
         ports = frozenset(port for each in hosts for _, port in listeners(each))
         return cls(driver, processes, list(_groups_of({driver})), namespaces, ports)
 
-    def left(self) -> list[str]:
-        """What is still there when the launch is over and the kernel has had its time: a sentence each."""
+    @property
+    def spent_s(self) -> float:
+        """Seconds of processor time of its processes, and of those that they have waited for."""
+        found = 0.0
+        for each in self.processes:
+            with suppress(psutil.NoSuchProcess):
+                times = each.cpu_times()
+                found += times.user + times.system + times.children_user + times.children_system
+        return found
+
+    def left(self, *, groups: bool = True) -> list[str]:
+        """What is still there when the launch is over and the kernel has had its time: a sentence each.
+
+        ``groups``: whether control groups are to be gone as well; those of a killed driver go with the next launch.
+        """
         end = time.monotonic() + GONE_S
-        while (found := self._left()) and time.monotonic() < end:
+        while (found := self._left(groups)) and time.monotonic() < end:
             time.sleep(0.05)
         return found
 
-    def _left(self) -> list[str]:
+    def _left(self, with_groups: bool) -> list[str]:
         """What is there now.
 
         A launch that has begun since may have the numbers of namespaces and ports that were given back: what its
@@ -86,7 +105,8 @@ class Holding:
         running = [each for each in self.processes if _runs(each)]
         theirs = {each.pid for each in descendants(self.driver)} - {each.pid for each in running}
         processes = [f"process {each.pid} ({_words(each)}) of the launch still runs" for each in running]
-        groups = [f"control group {path} of the launch is still there" for path in self.groups if path.exists()]
+        existing = [path for path in self.groups if with_groups and path.exists()]
+        groups = [f"control group {path} of the launch is still there" for path in existing]
         spaces = [
             f"process {pid} is still in a network namespace of the launch"
             for pid in psutil.pids()
@@ -153,7 +173,14 @@ def listeners(process: psutil.Process) -> list[tuple[str, int]]:
 
 def left_behind(seen: Sightings) -> list[str]:
     """Everything of a training that is still there: a sentence each; none is as it should be."""
-    return [*_processes(seen.marker), *_namespaces(seen), *_groups(seen.drivers), *_ports(seen), *_files(seen)]
+    return [
+        *_processes(seen.marker),
+        *_namespaces(seen),
+        *_mounts(seen),
+        *_groups(seen.drivers),
+        *_ports(seen),
+        *_files(seen),
+    ]
 
 
 def _processes(marker: Path) -> Iterator[str]:
@@ -166,6 +193,19 @@ def _namespaces(seen: Sightings) -> Iterator[str]:
     for pid in psutil.pids():
         if _namespace(pid) in seen.namespaces:
             yield f"process {pid} is still in a network namespace of the training"
+
+
+def _mounts(seen: Sightings) -> Iterator[str]:
+    """Processes in a mount namespace of the training, and mounts of the host's own in the training's folder."""
+    for pid in psutil.pids():
+        if _namespace(pid, "mnt") in seen.mounts:
+            yield f"process {pid} is still in a mount namespace of the training"
+    within = seen.marker.parent.resolve()
+    mounts = Path("/proc/self/mountinfo")
+    for line in mounts.read_text().splitlines() if mounts.is_file() else []:
+        place = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4]))
+        if place.is_relative_to(within):
+            yield f"{place.relative_to(within.parent)} is still mounted"
 
 
 def _groups(drivers: Collection[int]) -> Iterator[str]:
@@ -191,9 +231,9 @@ def _files(seen: Sightings) -> Iterator[str]:
         yield f"{each.relative_to(seen.marker.parents[1])} is still there"
 
 
-def _namespace(pid: int) -> int:
-    """Inode of a process's network namespace; 0 where that cannot be seen."""
+def _namespace(pid: int, kind: str = "net") -> int:
+    """Inode of a process's namespace of a kind (by default the network's); 0 where that cannot be seen."""
     try:
-        return Path(f"/proc/{pid}/ns/net").stat().st_ino
+        return Path(f"/proc/{pid}/ns/{kind}").stat().st_ino
     except OSError:
         return 0

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from ...sim.noise import stream
 from .. import watch
 
-Kind = Literal["kill", "memory", "stop", "loop", "starve", "cut"]
-"""SIGKILL; memory limited below its use; SIGSTOP; a pass that does not end; a quota near zero; a link set down."""
-Sort = Literal["kill", "hang"]
-"""Whether the worker is gone, or there and gets no further."""
+Kind = Literal["kill", "memory", "stop", "loop", "starve", "cut", "driver", "disk"]
+"""SIGKILL; memory limited below its use; SIGSTOP; a pass that does not end; a quota near zero; a link set down; the
+driver's SIGKILL; a disk without room."""
+Sort = Literal["kill", "hang", "driver", "disk"]
+"""Whether the worker is gone, or there and gets no further; whether it is no worker that is struck, but the driver, or
+the disk of the checkpoints."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SORTS: tuple[Sort, ...] = get_args(Sort)
 KILLS: tuple[Kind, ...] = ("kill", "kill", "memory", "kill", "kill")
 """How kills are dealt to kinds, over and over."""
 HANGS: tuple[Kind, ...] = ("cut", "starve", "loop", "stop")
 """How hangs are: of the kinds that the host and the lanes allow, each in turn."""
+SORT_OF: dict[Kind, Sort] = {**dict.fromkeys(HANGS, "hang"), "driver": "driver", "disk": "disk"}
+"""What is no kill."""
 TOLD: dict[Kind, watch.Kind] = {
     "kill": "killed",
     "memory": "memory",
@@ -26,9 +34,10 @@ TOLD: dict[Kind, watch.Kind] = {
     "loop": "hung",
     "starve": "hung",
     "cut": "link",
+    "driver": "driver",
 }
-"""What the driver is to call each."""
-ANY_TIME: tuple[Kind, ...] = ("kill", "stop")
+"""What the driver, or the next one, is to call each; a full disk is no fault of a launch: it goes on."""
+ANY_TIME: tuple[Kind, ...] = ("kill", "stop", "driver")
 """Kinds that may strike before the first step, too: the others need a worker in the midst of its work."""
 STARTING_SHARE = 0.2
 """Share of those that strike while the workers still start."""
@@ -45,7 +54,7 @@ class Strike:
 
     kind: Kind
     member: int
-    """Number among the lanes that train."""
+    """Number among the lanes that train; of no meaning where it is the driver, or the disk, that is struck."""
     starting: bool
     """Whether it strikes before the first step of a launch."""
     place: float
@@ -57,8 +66,13 @@ class Strike:
 
     @property
     def sort(self) -> Sort:
-        """Kill or hang."""
-        return "hang" if self.kind in HANGS else "kill"
+        """Kill or hang, of a worker; or driver, or disk."""
+        return SORT_OF.get(self.kind, "kill")
+
+    @property
+    def ends_launch(self) -> bool:
+        """Whether the launch is over by it."""
+        return self.kind != "disk"
 
 
 def everyone(members: int) -> Victims:
@@ -67,8 +81,30 @@ def everyone(members: int) -> Victims:
     return {"kill": everybody, "stop": everybody, "loop": everybody}
 
 
-def draw(kills: int, hangs: int, victims: Victims, seed: int) -> list[Strike]:
-    """So many faults in random order; the first one strikes after steps, so that there is something to lose."""
+def draw(kills: int, hangs: int, victims: Victims, seed: int, *, drivers: int = 0, disks: int = 0) -> list[Strike]:
+    """So many faults in random order; the first one strikes after steps, so that there is something to lose.
+
+    Killed drivers and full disks have a stream of their own and come in between: the others are the same without them,
+    but that what follows a full disk never strikes a start, as none follows. A full disk is never the last, so that it
+    can cost something. What disks cannot be, drivers are.
+    """
+    strikes = _of_workers(kills, hangs, victims, seed)
+    numbers = stream(seed, "chaos", "others")
+    filled = disks if victims.get("disk") else 0
+    others: dict[Kind, int] = {"driver": drivers + disks - filled, "disk": filled}
+    for kind in (kind for kind, number in others.items() for _ in range(number)):
+        starting = bool(numbers.random() < STARTING_SHARE) and kind in ANY_TIME
+        other = Strike(kind, 0, starting, float(numbers.random()))
+        places = len(strikes) if kind == "disk" and strikes else len(strikes) + 1
+        strikes.insert(int(numbers.integers(places)), other)
+    launches = [True, *(strike.ends_launch for strike in strikes)]
+    return [
+        replace(strike, starting=strike.starting and number > 0 and launches[number])
+        for number, strike in enumerate(strikes)
+    ]
+
+
+def _of_workers(kills: int, hangs: int, victims: Victims, seed: int) -> list[Strike]:
     names = [*_dealt(KILLS, kills, victims), *_dealt(HANGS, hangs, victims)]
     random.Random(int(stream(seed, "chaos", "order").integers(2**32))).shuffle(names)  # noqa: S311 - no secret
     numbers = stream(seed, "chaos", "strikes")
@@ -93,18 +129,25 @@ def count(strikes: Sequence[Strike], sort: Sort) -> int:
     return sum(strike.sort == sort for strike in strikes)
 
 
-def within_s(kind: Kind, timeout_s: float) -> float:
-    """Seconds from the fault to its line in the journal that the project states.
+def within_s(kind: Kind, timeout_s: float, segment_s: float = 0.0) -> float:
+    """Seconds from the fault to its line in the journal that the project states; of a driver, to its workers' end.
 
     A starved lane can still end the step under way, and is silent from then on: so the silence may begin as late as
-    ``timeout_s`` after the fault.
+    ``timeout_s`` after the fault. That a disk is full shows when the next checkpoint is due, ``segment_s`` later at
+    most; a driver's line is written when somebody goes on.
     """
+    if kind == "disk":
+        return segment_s + watch.MARGIN_S
     limit_s = watch.noticed_within_s(TOLD[kind], timeout_s)
     return limit_s + timeout_s if kind == "starve" else limit_s
 
 
 def named(kind: Kind, lane: str, fault: Mapping[str, object]) -> bool:
-    """Whether the driver's account of a fault has the right culprit: the lane, or for a link one that ends at it."""
+    """Whether the account of a fault has the right culprit: the lane, for a link one that ends at it, driver, disk."""
+    if kind == "driver":
+        return fault["kind"] == "driver"
+    if kind == "disk":
+        return fault["reason"] == os.strerror(errno.ENOSPC)
     if kind == "cut":
         return fault["kind"] == "link" and repr(lane) in str(fault["what"])
     return fault["lane"] == lane

@@ -272,15 +272,21 @@ def validated_lines(demo: dict[str, Any]) -> list[str]:
 
 
 def chaos_lines() -> list[str]:
-    """What training under kills and hangs came to, by `make chaos`, which is too long for CI."""
+    """What training under faults came to, by `make chaos`, which is too long for CI."""
     place = SCOREBOARD / "chaos.json"
     if not place.exists():
         return ["`make chaos` has not been run on this version."]
     found = json.loads(place.read_text())
     struck = found["struck"]
+    others = [("driver", "killed drivers"), ("disk", "full disks")]  # not in results of before there were such
+    parts = [
+        f"{struck['kill']} kills",
+        f"{struck['hang']} hangs",
+        *(f"{struck[s]} {n}" for s, n in others if s in struck),
+    ]
     bytes_ = "the same bytes as undisturbed" if found["bit_identical"] else "**other bytes than undisturbed**"
     return [
-        f"Training under {struck['kill']} kills and {struck['hang']} hangs at random moments on {found['date']} "
+        f"Training under {', '.join(parts[:-1])} and {parts[-1]} at random moments on {found['date']} "
         f"(`make chaos`, {found['minutes']:.0f} minutes): {bytes_}; {found['lost_results']} results lost, "
         f"{found['misnamed']} culprits misnamed, {found['late']} noticed later than stated, "
         f"{len(found['left_behind'])} processes, groups, namespaces or folders left behind, "

@@ -110,6 +110,26 @@ def test_gaps_add_up_to_what_a_loop_finds(history: tuple[Job, list[tuple[float, 
     assert found == expected
 
 
+@given(histories(), st.data())
+def test_an_interval_that_was_not_saved_is_done_again(
+    history: tuple[Job, list[tuple[float, bool]]], data: st.DataObject
+) -> None:
+    """The first failure finds checkpoints missing: the run is so many intervals longer, if nothing fails later."""
+    job, stops = history
+    job = replace(job, noticed=False)
+    first = failures([stops[0][0]]) if stops else failures([])
+    plain = faults.run_one(job, first, 1e6)
+    assert faults.run_one(job, first, 1e6, np.zeros(len(first.times), dtype=int)) == plain
+    if plain is None or not stops or stops[0][0] > job.steps * job.step_s:
+        return
+    missing = data.draw(st.integers(0, int(stops[0][0] // job.segment_s)))
+    found = faults.run_one(job, first, 1e6, np.array([missing]))
+    assert found is not None
+    assert found.useful_s == plain.useful_s
+    assert found.wall_s == plain.wall_s + missing * job.segment_s
+    assert found.lost_s[0] == plain.lost_s[0] + missing * job.segment_s
+
+
 @given(histories())
 def test_a_notice_never_makes_a_run_longer(history: tuple[Job, list[tuple[float, bool]]]) -> None:
     job, stops = history
