@@ -18,6 +18,8 @@ MOST_MAPE, MOST_WORST, LEAST_TAU, LEAST_REGRET_LIMIT = 3.0, 8.0, 0.9, 1.0
 MOST_CALIBRATED_MAPE = 8.0
 LEAST_REGAINED, MOST_REGAINED_ERROR = 85.0, 5.0
 MOST_WIDTH, MOST_BALANCE, LEAST_OPTIMUM, LEAST_P = 10.0, 2.0, 95.0, 0.05
+NO_AIM = "-"
+"""Stands for the limit of a figure that is given beside the aims."""
 SHARED_TIMES, SHARED_PERCENT = 1.5, 3.0
 """Lanes that share a core: their error may be so many times their own noise floor, plus so much."""
 
@@ -35,6 +37,8 @@ class Criterion(Record):
     def verdict(self) -> str:
         """The same in words."""
         if self.met is None:
+            if self.limit == NO_AIM:
+                return "no aim"
             return "not judged" if self.within is None else f"not judged, {'within' if self.within else 'OUTSIDE'}"
         return "met" if self.met else "MISSED"
 
@@ -46,7 +50,7 @@ def criteria(pooled: Pooled) -> list[Criterion]:
     what was sealed before the first one stand below, and have no aim.
     """
     regret = LEAST_REGRET_LIMIT if pooled.regret_limit_percent is None else pooled.regret_limit_percent
-    errors = _errors(pooled)
+    errors = judged_errors(pooled)
     found = [
         _at_most("signed error at the balance point, %", errors.balance_error_percent, MOST_BALANCE, absolute=True),
         _at_most("mean absolute error, %", errors.mape_percent, MOST_MAPE),
@@ -75,7 +79,7 @@ def criteria(pooled: Pooled) -> list[Criterion]:
     return _if_judged(pooled, found) + ([] if errors is pooled else _sealed_first(pooled))
 
 
-def _errors(pooled: Pooled) -> Pooled | Steadied:
+def judged_errors(pooled: Pooled) -> Pooled | Steadied:
     """What the aims for errors are held against."""
     return pooled.steadied if pooled.steadied is not None and pooled.steadied.foretold else pooled
 
@@ -86,23 +90,25 @@ def _sealed_first(pooled: Pooled) -> list[Criterion]:
         "signed error at the balance point": pooled.balance_error_percent,
         "mean absolute error": pooled.mape_percent,
         "worst error": pooled.worst_error_percent,
+        "coverage": pooled.coverage_percent,
+        "share of the optimum, two lanes": pooled.optimum_share_percent,
     }
-    return [
-        Criterion(what=f"{name}, sealed before the first launch, %", value=value, limit="-", met=None)
-        for name, value in figures.items()
-    ]
+    return [_no_aim(f"{name}, sealed before the first launch, %", value) for name, value in figures.items()]
 
 
 def shared_criteria(pooled: Pooled) -> list[Criterion]:
     """The aim for lanes that share a core."""
-    what, error, floor = (
-        "mean absolute error, shared cores, %",
-        _errors(pooled).mape_percent,
-        pooled.noise_floor_percent,
+    what, floor, errors = "mean absolute error, shared cores, %", pooled.noise_floor_percent, judged_errors(pooled)
+    first = (
+        [] if errors is pooled else [_no_aim(f"{what[:-3]}, sealed before the first launch, %", pooled.mape_percent)]
     )
     if floor is None:
-        return [Criterion(what=what, value=error, limit="-", met=None)]
-    return _if_judged(pooled, [_at_most(what, error, SHARED_TIMES * floor + SHARED_PERCENT)])
+        return [_no_aim(what, errors.mape_percent), *first]
+    return _if_judged(pooled, [_at_most(what, errors.mape_percent, SHARED_TIMES * floor + SHARED_PERCENT)]) + first
+
+
+def _no_aim(what: str, value: float | None) -> Criterion:
+    return Criterion(what=what, value=value, limit=NO_AIM, met=None)
 
 
 def _if_judged(pooled: Pooled, found: Sequence[Criterion]) -> list[Criterion]:

@@ -91,11 +91,15 @@ def shared_lines(document: Mapping[str, Any]) -> list[str]:
         return ["no case of lanes that share a core was measured"]
     floor, tau = found["noise_floor_percent"], found["kendall_tau"]
     limit = "no noise floor, no limit" if floor is None else f"at most {SHARED_TIMES * floor + SHARED_PERCENT:.1f} %"
+    steady = found.get("steadied") or {}
+    told = ""
+    if steady.get("foretold"):
+        told = f"; predicted between each launch's gauge and its plans {steady['mape_percent']:.1f} %, which is judged"
     signed, worst = found["mean_error_percent"], found["worst_signed_error_percent"]
     return [
         f"lanes that share a core, judged apart: {found['cases']} cases, {found['plan_count']} plans: mean absolute "
         f"error {found['mape_percent']:.1f} % ({limit}: {SHARED_TIMES:g} x their own noise floor plus "
-        f"{SHARED_PERCENT:g} %), signed {signed:+.1f} %, worst {worst:+.1f} % "
+        f"{SHARED_PERCENT:g} %){told}; signed {signed:+.1f} %, worst {worst:+.1f} % "
         f"({found['worst_plan']}), tau {'-' if tau is None else f'{tau:.2f}'}, noise floor "
         f"{'-' if floor is None else f'{floor:.1f} %'}, coverage {found['coverage_percent']:.0f} %"
     ]

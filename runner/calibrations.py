@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from pydantic import Field
 
 from ..results.errors import InputError
 from ..results.record import digest
-from ..results.store import write_text
+from ..results.store import write_text, written_utc
 from ..sim.checking import validate
 from ..sim.device import Cluster
 from ..sim.spec import inside, parse_file
@@ -62,7 +61,7 @@ def write_calibration(calibration: Calibration) -> None:
     document = {
         "schema_version": 1,
         "workload": calibration.workload,
-        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created_utc": written_utc(),
         "contended_percent": calibration.contended_percent,
         "feedback": calibration.feedback,
         "cluster": calibration.cluster.model_dump(mode="json", exclude_none=True),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ..results.compare import Comparison, compare
 from ..results.history import FILE, Entry, append, host_digest
 from ..results.record import Run
+from ..results.store import written_utc
 
 
 def remember(runs: Sequence[Run], folder: Path, study: str) -> list[Entry]:
@@ -34,7 +34,7 @@ def entries(comparison: Comparison, measured: Run, study: str) -> list[Entry]:
     commit = str(code.get("git_sha") or code.get("version") or "")[:10]
     return [
         Entry(
-            date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            date_utc=written_utc(),
             study=study,
             scenario=comparison.scenario,
             host=host_digest(told.get("host", {})),

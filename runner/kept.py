@@ -70,6 +70,7 @@ class GaugeTask(BaseModel):
 
     op: Literal["gauge"]
     micro_batch: Whole
+    opening: Annotated[bool, Field(strict=True)] = False
 
 
 class BlockAnswer(BaseModel):

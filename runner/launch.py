@@ -104,14 +104,19 @@ def run_group(
     place = new_place()
     workers: list[Worker] = []
     try:
-        document = {**job, "lanes": [lane.model_dump(mode="json") for lane in lanes], "tasks": list(tasks)}
-        document["timeout_s"] = timeout_s
-        document["hold_after"] = None if hold is None else hold.after
+        machines = machines_for(lanes, tasks)
+        assert hold is None or machines is None, "workers on other machines cannot be told to go on"
+        document = {
+            **job,
+            "lanes": [lane.model_dump(mode="json") for lane in lanes],
+            "tasks": list(tasks),
+            "timeout_s": timeout_s,
+            "hold_after": None if hold is None else hold.after,
+            "data": str(data.resolve()) if data is not None else None,
+            "store": machines.rendezvous() if machines is not None else None,
+        }
         if hold is not None:
             listen = hold.listening(place, tasks, len(lanes), listen)
-        document["data"] = str(data.resolve()) if data is not None else None
-        machines = machines_for(lanes, tasks)
-        document["store"] = machines.rendezvous() if machines is not None else None
         interface = machines.interface if machines is not None else ""
         with rooms(lanes, interface=interface, paced=paced) as own:
             document["rooms"] = [room.document for room in own]

@@ -10,7 +10,6 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from ..results.errors import InputError, WorkerFailedError
-from ..results.store import write_text
+from ..results.store import write_text, written_utc
 from ..sim.checking import validate
 from ..sim.operators import LayerCalls, OperatorGrid, OperatorTable, Surplus, estimate
 from ..sim.spec import parse_file
@@ -349,7 +348,7 @@ def write_tables(path: Path, tables: Mapping[str, OperatorTable]) -> None:
 
     document = {
         "schema_version": 1,
-        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created_utc": written_utc(),
         "fingerprint": fingerprint(),
         "tables": {name: table.model_dump(mode="json") for name, table in tables.items()},
     }

@@ -45,14 +45,27 @@ def opening_tasks(scenario: Scenario, *, but: Collection[int] = ()) -> list[Task
     return [{**task, "opening": True} for task in ROUNDS * tasks]
 
 
-def opening_drift(scenario: Scenario, launches: Sequence[LaunchResult]) -> Drift:
-    """What the gauges say that launches began with; nothing of a launch that did not begin so."""
-    return Drift.of(scenario, [_opening(each) for each in launches])
+def sealed_steps_s(folder: Path, launches: int) -> list[dict[str, float]]:
+    """What was written down before the plans of each launch: by label, the median step in seconds.
 
+    Args:
+        folder: of the study.
+        launches: that were complete.
 
-def _opening(launch: LaunchResult) -> LaunchResult:
-    count = _count(launch.tasks)
-    return LaunchResult(launch.tasks[:count], [own[:count] for own in launch.answers])
+    Returns:
+        Nothing, unless every launch has its line, and every line is what its digest says.
+    """
+    file = folder / FILE
+    found: list[dict[str, float]] = []
+    for text in file.read_text(encoding="utf-8").splitlines()[:launches] if file.is_file() else []:
+        try:
+            line = json.loads(text)
+            if line.pop("sha256") != digest(line) or line["launch"] != len(found):
+                return []
+        except (ValueError, KeyError, TypeError, AttributeError):  # cut short, or no such line
+            return []
+        found.append(line["step_s"])
+    return found if len(found) == launches else []
 
 
 def _count(tasks: Sequence[Task]) -> int:
@@ -81,7 +94,7 @@ class Present:
 
     def seal(self, opening: LaunchResult) -> None:
         """Append the predictions of the next launch, with their digest, to the file, and have them on the disk."""
-        drift = opening_drift(self.scenario, [opening])
+        drift = Drift.of(self.scenario, [opening])
         steps_s = {label: self._step_s(drift, plan, sealed_s) for label, (plan, sealed_s) in self.plans.items()}
         line = {"launch": self._launches, "written_utc": written_utc(), "lanes": drift.launches[0], "step_s": steps_s}
         with (self.folder / FILE).open("a", encoding="utf-8") as opened:

@@ -38,7 +38,7 @@ from .gauge import Drift, Gauged, not_gauged
 from .intervals import Row, step_rows
 from .launch import LaunchResult, Task, require_torch, run_group, ticking
 from .live import Planned, listener, watcher_of
-from .present import Present, opening_drift
+from .present import Present, sealed_steps_s
 from .proof import MOST_GRADIENT_ERROR, is_proven, prove, prove_exactly
 from .protocol import (
     Launcher,
@@ -149,7 +149,10 @@ def replay(
             budget_s=budget_s,
             report=report,
         )
-        measured = measured_runs(scenario, entries, measurement, seed=seed, sealed=told.sealed, notes=notes)
+        present = sealed_steps_s(told.folder, len(measurement.launches))
+        measured = measured_runs(
+            scenario, entries, measurement, seed=seed, sealed=told.sealed, notes=notes, present=present
+        )
         predicted = [each.prediction for each in told.entries if each.prediction is not None]
         return keep(launches, predicted, measured, measurement.stopped)
 
@@ -199,8 +202,10 @@ def keeping(launches: Launches, run: Launcher) -> Launcher:
     return kept
 
 
-def assembled_plans(begun: dict[str, Any], complete: Sequence[dict[str, Any]], predicted: Sequence[Run]) -> list[Run]:
-    """The measured runs of a replay whose driver was killed."""
+def assembled_plans(
+    begun: dict[str, Any], complete: Sequence[dict[str, Any]], predicted: Sequence[Run], *, folder: Path
+) -> list[Run]:
+    """The measured runs of a replay whose driver was killed; ``folder`` is the study's."""
     scenario, by_id = Scenario.model_validate(begun["scenario"]), {run.manifest.run_id: run for run in predicted}
     entries = [
         Entry(
@@ -217,8 +222,10 @@ def assembled_plans(begun: dict[str, Any], complete: Sequence[dict[str, Any]], p
     measurement = killed(begun)
     measurement.launches = [LaunchResult(each["tasks"], each["answers"]) for each in complete]
     measurement.efforts = [effort_of(launch, len(entries)) for launch in measurement.launches]
-    notes, sealed = begun["notes"], begun["sha256"]
-    return measured_runs(scenario, entries, measurement, seed=begun["seed"], sealed=sealed, notes=notes)
+    notes, sealed, present = begun["notes"], begun["sha256"], sealed_steps_s(folder, len(complete))
+    return measured_runs(
+        scenario, entries, measurement, seed=begun["seed"], sealed=sealed, notes=notes, present=present
+    )
 
 
 def effort_of(launch: LaunchResult, plans: int) -> Effort:
@@ -235,12 +242,22 @@ def measured_runs(
     seed: int,
     sealed: str,
     notes: Sequence[str],
+    present: Sequence[Mapping[str, float]] = (),
 ) -> list[Run]:
-    """A run of each plan from what all launches measured."""
+    """A run of each plan from what all launches measured; ``present`` is :func:`.present.sealed_steps_s` of them."""
     told, drift = [*notes, *measurement.notes], Drift.of(scenario, measurement.launches)
-    opening = opening_drift(scenario, measurement.launches)
     return [
-        measured_run(scenario, entry, index, measurement, (drift, opening), seed=seed, sealed=sealed, notes=told)
+        measured_run(
+            scenario,
+            entry,
+            index,
+            measurement,
+            drift,
+            seed=seed,
+            sealed=sealed,
+            notes=told,
+            foretold=[each[entry.label] / entry.predicted_s for each in present],
+        )
         for index, entry in enumerate(entries)
     ]
 
@@ -580,17 +597,17 @@ def measured_run(
     entry: Entry,
     index: int,
     measurement: Measurement,
-    drifts: tuple[Drift, Drift],
+    drift: Drift,
     *,
     seed: int,
     sealed: str,
     notes: Sequence[str],
+    foretold: Sequence[float] = (),
 ) -> Run:
     """Assemble one plan's run from what the workers of all launches measured of the ``index``-th entry.
 
-    The drift is that of all gauges of the launches, and of those that they began with.
+    ``foretold`` says per launch how many times as long as sealed a step was predicted to take when the launch began.
     """
-    drift, opening = drifts
     names = [device.name for device in scenario.cluster.devices]
     launches = measurement.launches
     rows = [row for number, launch in enumerate(launches) for row in _event_rows(launch, index, names, number)]
@@ -619,7 +636,7 @@ def measured_run(
         "contention": {
             **contention(measurement, index, drift),
             "drift_factors": drift.factors(entry.plan),
-            "foretold_factors": opening.factors(entry.plan),
+            "foretold_factors": list(foretold),
         },
         "protocol": measurement.record(index),
         "gradient_error": entry.gradient_error,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ..results.errors import InputError, WorkerFailedError
+from ..results.store import written_utc
 from ..sim.disturbances import refuse_events
 from ..sim.engine import simulate
 from ..sim.plan import Plan, PlanError
@@ -123,7 +123,7 @@ def train(
     record = describe(policy)
     predicted = simulate(scenario, Fixed(plan, record)).summary
     about = About(
-        written_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        written_utc=written_utc(),
         scenario=scenario,
         policy=record,
         plan=plan.document(),
@@ -216,7 +216,7 @@ def replanned(about: About, policy: Policy) -> About:
         return about
     if about.scenario.training.dropout > 0:
         problem = "another plan would deal its dropout anew, and the result would be another"
-        raise InputError("--policy", problem, "go on as it was divided, without --policy")
+        raise InputError("--policy or --plan", problem, "go on as it was divided, without either")
     return about.model_copy(
         update={
             "plan": plan.document(),

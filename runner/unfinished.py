@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def _recover(folder: Path) -> list[str]:
             return [f"{KILLED} that measured {folder}: no launch was complete"]
         predicted = [read_run(each) for each in find_runs([folder]) if not each.name.endswith("-measured")]
         _require_predictions(begun, predicted, folder)
-        measured = _assembler(begun["kind"])(begun, complete, predicted)
+        measured = _assembler(begun["kind"], folder)(begun, complete, predicted)
         study = keep(launches, predicted, measured, None)
     return [f"{KILLED} that measured {folder}: {len(study.measured)} runs made of its complete launches"]
 
@@ -268,12 +269,12 @@ def _require_predictions(begun: Document, predicted: Sequence[Run], folder: Path
             )
 
 
-def _assembler(kind: str) -> Callable[[Document, list[Document], list[Run]], list[Run]]:
-    """What makes measured runs of launches, by their kind."""
+def _assembler(kind: str, folder: Path) -> Callable[[Document, list[Document], list[Run]], list[Run]]:
+    """What makes measured runs of a study's launches, by their kind."""
     from .courses import assembled_courses
     from .replay import assembled_plans
 
-    return {"plans": assembled_plans, "courses": assembled_courses}[kind]
+    return partial(assembled_plans, folder=folder) if kind == "plans" else assembled_courses
 
 
 def killed(begun: Document) -> Measurement:

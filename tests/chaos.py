@@ -1,4 +1,6 @@
-"""Training under many kills and hangs, in parts of a seed each; what came of it goes to results/scoreboard/chaos.json.
+"""Training under many kills, hangs, killed drivers and full disks, in parts of a seed each.
+
+What came of it goes to results/scoreboard/chaos.json.
 
     python tests/chaos.py --kills 50 --hangs 20 --drivers 5 --disks 5 --parts 2 --seed 0
 

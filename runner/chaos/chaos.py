@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...results.record import digest
-from ...results.store import code_provenance, slug, to_json, write_text
+from ...results.store import code_provenance, slug, to_json, write_text, written_utc
 from ...sim.engine import simulate
 from ...sim.spec import Scenario
 from ...sim.view import Fixed, Policy, describe
@@ -146,7 +146,7 @@ def prepared(scenario: Scenario, strikes: Sequence[Strike], step_s: float) -> Sc
 
 def _forecast_document(predicted: Forecast, strikes: Sequence[Strike], costs: Costs) -> dict[str, Any]:
     return {
-        "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written_utc": written_utc(),
         "costs": vars(costs),
         "strikes": [vars(strike) for strike in strikes],
         **predicted.document(),
@@ -241,8 +241,8 @@ def late(noticed: Sequence[tuple[Struck, Event]], timeout_s: float, segment_s: f
     """Faults whose lines came into the journal later than stated; killed drivers whose workers ended later than so."""
     found = []
     for each, fault in noticed:
-        driver = each.strike.kind == "driver" and each.over_s is not None
-        delay_s = (each.over_s if driver and each.over_s else fault["at_s"]) - each.at_s
+        driver = each.strike.kind == "driver"
+        delay_s = (each.over_s if driver and each.over_s is not None else fault["at_s"]) - each.at_s
         limit_s = within_s(each.strike.kind, timeout_s, segment_s)
         if delay_s > limit_s:
             how = "all that it had started ended" if driver else "noticed"

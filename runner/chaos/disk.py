@@ -109,8 +109,11 @@ def small_disk() -> Iterator[SmallDisk]:
             disk = SmallDisk(holder.pid)
             try:
                 yield disk
-            finally:
-                disk.keep()
+            except BaseException:
+                with suppress(OSError):  # what went wrong before is what matters
+                    disk.keep()
+                raise
+            disk.keep()
         finally:
             with suppress(BrokenPipeError):
                 holder.stdin.close()

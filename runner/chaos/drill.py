@@ -325,11 +325,11 @@ class _Storm:
                     return []  # another fault was quicker: the strike is for the next launch
                 self.disk.fill()  # again: a new checkpoint makes room, as an old one goes for it
                 time.sleep(POLL_S)
+            saved = [event["step"] for event in self.tail.read() if event["event"] in ("begun", "saved")]
             steps = store.steps()
         finally:
             self.disk.free()
         over_s = time.monotonic()
-        saved = [event["step"] for event in self.tail.read() if event["event"] in ("begun", "saved")]
         return [Struck(strike, "", at_s, lost=damaged(store, steps, saved[-1]), over_s=over_s)]
 
 

@@ -125,7 +125,7 @@ def _dealt(kinds: Sequence[Kind], count: int, victims: Victims) -> list[Kind]:
 
 
 def count(strikes: Sequence[Strike], sort: Sort) -> int:
-    """How many are kills, or hangs."""
+    """How many are of a sort."""
     return sum(strike.sort == sort for strike in strikes)
 
 

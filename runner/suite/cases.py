@@ -16,6 +16,7 @@ from ...sim.cost import MODEL_VERSION
 from ...sim.spec import Scenario, parse_file, parse_toml
 from ...sim.view import Fixed, Policy, View, allocate, describe
 from ...sim.workload import Name, Spec
+from ..protocol import PROTOCOL_VERSION
 from ..replay import distinct_entries
 
 SHIPPED = ("full", "small")
@@ -60,7 +61,7 @@ class Suite(Spec):
 
     def digest(self, case: Case, seed: int) -> str:
         """Digest of all that decides a case's plans and predictions but for the host."""
-        return digest([self.document(case), case.policies, case.moved, seed, MODEL_VERSION])[:16]
+        return digest([self.document(case), case.policies, case.moved, seed, MODEL_VERSION, PROTOCOL_VERSION])[:16]
 
 
 def load_suite(name: str) -> Suite:

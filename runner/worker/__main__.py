@@ -47,6 +47,7 @@ def main() -> None:
 
     torch.set_num_threads(lane["threads"])
     member = Member(job, rank, folder)
+    _load_for(job["tasks"])
     gc.freeze()
     gc.enable()
     _hang_when_asked(member)
@@ -62,6 +63,16 @@ def main() -> None:
     if member.world > 1:
         member.meet()
         torch.distributed.destroy_process_group()
+
+
+def _load_for(tasks: list[dict[str, Any]]) -> None:
+    """Load now what pipelines and sharded states need: later, a member is silent for seconds, and taken to hang."""
+    plans = [task.get("division", task) for task in tasks]
+    programs = [plan["program"] for plan in plans if "program" in plan]
+    if programs:
+        from . import staged  # noqa: F401 - to be there
+    if any(program.get("zero", 0) > 1 for program in programs):
+        from . import fully  # noqa: F401
 
 
 def _write(results: list[dict[str, Any]], file: Path) -> None:

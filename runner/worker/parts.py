@@ -102,10 +102,10 @@ def _staged(member: Member, program: dict[str, Any]) -> Part | None:
 
 def holders_of(member: Member, division: Mapping[str, Any]) -> list[set[int]]:
     """Per weight of the model, the ranks that hold it."""
-    from .staged import holding
-
     if "program" not in division:
         return [set(division["ranks"]) for _ in member.weights]
+    from .staged import holding
+
     return holding(member, division["program"])
 
 

@@ -179,7 +179,7 @@ def _family_rows(families: list[dict[str, Any]], labels: list[str]) -> list[str]
 
 def _share_rows(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| policy | median | 10th percentile | worst | at the optimum | gap to the bound | decision ms |",
+        "| policy | median | 10th percentile | worst | at the optimum | gap to the bound | decision, ms of processor |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

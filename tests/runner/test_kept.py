@@ -86,15 +86,17 @@ def answered(tasks: Sequence[Task]) -> list[list[Task]]:
 
 @pytest.fixture(scope="module")
 def plans(tiny_scenario: Scenario, tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    gauging = tiny_scenario.replay.model_copy(update={"gauge_launches": 1})
+    scenario = tiny_scenario.model_copy(update={"replay": gauging})
     folder = tmp_path_factory.mktemp("plans") / "study"
-    entries, _ = distinct_entries(tiny_scenario, [make_policy("uniform"), make_policy("makespan")])
-    entries, sealed = predict(hold_out(tiny_scenario, plans_of(entries)), entries, folder, 3, [])
-    subjects = replay.subjects_of(tiny_scenario, entries)
-    tasks = launch_tasks(tiny_scenario, subjects, [2] * len(entries), seed=0, launch=0)
-    begun = replay.begun_of(tiny_scenario, entries, 3, sealed, [])
+    entries, _ = distinct_entries(scenario, [make_policy("uniform"), make_policy("makespan")])
+    entries, sealed = predict(hold_out(scenario, plans_of(entries)), entries, folder, 3, [])
+    subjects = replay.subjects_of(scenario, entries)
+    tasks = launch_tasks(scenario, subjects, [2] * len(entries), seed=0, launch=0)
+    begun = replay.begun_of(scenario, entries, 3, sealed, [])
     predicted = [entry.prediction for entry in entries if entry.prediction is not None]
     whole = {"tasks": list(tasks), "answers": answered(tasks)}
-    return killed(folder, begun, whole, lambda complete: assembled_plans(begun, complete, predicted))
+    return killed(folder, begun, whole, lambda complete: assembled_plans(begun, complete, predicted, folder=folder))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from steelyard.results.compare import compare
 from steelyard.results.record import digest
 from steelyard.runner.gauge import Drift, gauge_tasks
 from steelyard.runner.launch import Hold, LaunchResult, Task, run_group
-from steelyard.runner.present import FILE, Present, opening_drift, opening_tasks
+from steelyard.runner.present import FILE, Present, opening_tasks, sealed_steps_s
 from steelyard.runner.protocol import Subject, launch_tasks
 from steelyard.runner.replay import lanes_of, replay
 from steelyard.runner.resolving import job_of
@@ -73,16 +73,18 @@ def test_a_launch_is_predicted_at_the_speed_that_it_begins_with(
     }
     present = Present(scenario, {name: (plan, 0.25) for name, plan in plans.items()}, folder)
     launches = [opening(scenario, factors, later=3.0) for factors in each]
-    before = ""
+    before, begun = "", list[LaunchResult]()
     for launch in launches:
         hold = present.hold(launch.tasks)
         assert hold is not None
-        hold.look(launch)
+        first = LaunchResult(launch.tasks[: hold.after], [own[: hold.after] for own in launch.answers])
+        begun.append(first)
+        hold.look(first)
         text = (folder / FILE).read_text()
         assert text.startswith(before)
         before = text
     lines = [json.loads(line) for line in before.splitlines()]
-    drift = opening_drift(scenario, launches)
+    drift = Drift.of(scenario, begun)
     for number, (line, factors) in enumerate(zip(lines, each, strict=True)):
         assert line["launch"] == number
         assert line.pop("sha256") == digest(line)
@@ -92,6 +94,32 @@ def test_a_launch_is_predicted_at_the_speed_that_it_begins_with(
         assert min(factors) - 1e-9 <= line["step_s"]["first"] / 0.25 <= max(factors) + 1e-9
     alone = Drift.of(scenario, launches).factors(plans["even"])
     assert alone != pytest.approx(drift.factors(plans["even"]))  # later gauges are of no account
+
+
+@pytest.mark.parametrize("damage", ["short", "changed", "missing", "in another place", "nothing", "no line"])
+def test_what_is_not_whole_counts_as_not_written_down(tiny_scenario: Scenario, tmp_path: Path, damage: str) -> None:
+    scenario = asking(tiny_scenario)
+    plan = Plan.data_parallel(scenario.workload, {"full": 15, "sse": 15})
+    present = Present(scenario, {"even": (plan, 0.25)}, tmp_path)
+    for factor in (1.0, 1.1, 1.2):
+        launch = opening(scenario, [factor, factor])
+        hold = present.hold(launch.tasks)
+        assert hold is not None
+        hold.look(LaunchResult(launch.tasks[: hold.after], [own[: hold.after] for own in launch.answers]))
+    known = [each["even"] for each in sealed_steps_s(tmp_path, 2)]  # the third launch was not complete
+    assert known == pytest.approx([0.25, 0.275], rel=0.02)
+    lines = (tmp_path / FILE).read_text().splitlines()
+    lines[1] = {
+        "short": lines[1][:40],
+        "changed": lines[1].replace('"even": 0.2', '"even": 0.3'),
+        "missing": lines[2],
+        "in another place": lines[0],
+        "nothing": "",
+        "no line": "[1]",
+    }[damage]
+    (tmp_path / FILE).write_text("".join(f"{line}\n" for line in lines))
+    assert sealed_steps_s(tmp_path, 2) == []
+    assert sealed_steps_s(tmp_path / "elsewhere", 1) == []
 
 
 def test_launches_begin_with_gauges_where_all_lanes_can_hold(tiny_scenario: Scenario) -> None:

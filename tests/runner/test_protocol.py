@@ -14,6 +14,7 @@ from steelyard.results.errors import WorkerFailedError
 from steelyard.runner.condition import changes
 from steelyard.runner.gauge import Drift
 from steelyard.runner.launch import LaunchResult, Task
+from steelyard.runner.present import opening_tasks
 from steelyard.runner.protocol import (
     Subject,
     contention,
@@ -93,7 +94,9 @@ def test_every_round_runs_every_plan_in_an_order_of_its_own(
     assert tasks == launch_tasks(scenario, SUBJECTS, [2, 3, 4], seed=seed, launch=launch)
     orders = [[task["index"] for task in tasks if task.get("round") == number] for number in range(rounds)]
     assert all(sorted(order) == [0, 1, 2] for order in orders)
-    assert [task["op"] for task in tasks].count("gauge") == rounds + 1  # before every third block and at the end
+    between = [task["op"] for task in tasks if not task.get("opening")]
+    assert between.count("gauge") == rounds + 1  # before every third block and at the end
+    assert tasks[: len(tasks) - len(between)] == opening_tasks(scenario)
     assert {(task["index"], task["steps"]) for task in tasks if "index" in task} == {(0, 2), (1, 3), (2, 4)}
     blocks = [task for task in tasks if task.get("index") == 1]
     assert [task["offset"] for task in blocks] == [3 * number for number in range(rounds)]  # no sample twice

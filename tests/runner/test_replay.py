@@ -375,12 +375,12 @@ def test_a_budget_that_is_too_small_measures_once_and_says_so(tiny_scenario: Sce
 LONGER = ["--set", "replay.launches=3", "--set", "replay.steps=60"]
 
 
-def command(calibrated: Path, runs: Path, place: Path) -> subprocess.Popen[str]:
+def command(calibrated: Path, runs: Path, place: Path, *settings: str) -> subprocess.Popen[str]:
     """``steelyard replay`` as a process of its own; its temporary files go to ``place``."""
     (calibrated / "runs").rename(runs)
     words = [sys.executable, "-m", "steelyard.runner.cli", "replay", str(calibrated / "tiny.toml"), "-p", "uniform"]
     return subprocess.Popen(
-        [*words, "-p", "linear-cost", *LONGER, "--runs", str(runs), "--json"],
+        [*words, "-p", "linear-cost", *LONGER, *settings, "--runs", str(runs), "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -493,10 +493,14 @@ def test_interrupt_in_the_first_launch_leaves_the_predictions_alone(calibrated: 
 def test_a_killed_driver_loses_no_complete_launch(
     calibrated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL in the second launch: the next command that looks at the study makes runs of the first."""
+    """SIGKILL in the second launch: the next command that looks at the study makes runs of the first.
+
+    Launches begin with gauges, and what was written down before the plans of the first one ran is there too.
+    """
     (tmp_path / "tmp").mkdir()
-    with command(calibrated, tmp_path / "runs", tmp_path / "tmp") as process:
-        workers = workers_in_launch(process, UNMEASURED + 2)
+    gauging = ("--set", "replay.gauge_launches=1")
+    with command(calibrated, tmp_path / "runs", tmp_path / "tmp", *gauging) as process:
+        workers = workers_in_launch(process, 1 + UNMEASURED + 2)
         process.kill()
         _, err = process.communicate(timeout=60)
     _, alive = psutil.wait_procs(workers, timeout=30)
@@ -506,6 +510,7 @@ def test_a_killed_driver_loses_no_complete_launch(
     assert cli.run(["compare", str(folder), "--json"]) == 0
     out, told = capsys.readouterr()
     assert json.loads(out)["launches"] == 1
+    assert json.loads(out)["steadied"]["foretold"]
     assert "the driver was killed" in told
     assert kept_launches(tmp_path / "runs", err) == 1
     assert not Launches(folder).folder.exists()
