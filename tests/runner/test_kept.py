@@ -178,8 +178,8 @@ def test_what_is_whole_is_used(request: pytest.FixtureRequest, kind: str) -> Non
         ("plans", lambda launch: launch["answers"].pop(), "answers"),
         ("plans", lambda launch: launch["answers"][1].pop(), "answers.1"),
         ("plans", lambda launch: launch["answers"][0][0].pop("steps"), "answers.0.0.steps"),
-        ("plans", lambda launch: launch["answers"][1][1]["steps"].pop(), "answers.1.1.steps"),
-        ("plans", lambda launch: launch["answers"][1][1]["steps"].reverse(), "answers.1.1.steps.1"),
+        ("plans", lambda launch: launch["answers"][1][-2]["steps"].pop(), "answers.1.-2.steps"),
+        ("plans", lambda launch: launch["answers"][1][-2]["steps"].reverse(), "answers.1.-2.steps.1"),
         ("followed", lambda launch: launch.update(index=3), "index"),
         ("followed", lambda launch: launch["plans"][0].pop(), "plans.0.1"),
         ("followed", lambda launch: launch["plans"][0][1].update(pipelines=[]), "plans.0.1.pipelines"),
@@ -194,7 +194,8 @@ def test_the_line_names_the_field(
     study: Killed = request.getfixturevalue(kind)
     launch = copy.deepcopy(study.whole)
     spoil(launch)
-    path = path.replace("-1", str(len(launch["tasks"]) - 1))
+    for back in (1, 2):
+        path = path.replace(f"-{back}", str(len(study.whole["tasks"]) - back))
     with pytest.raises(InputError) as refused:
         study.made(launch)
     assert refused.value.path == f"{study.launches.files[0]}: {path}"
