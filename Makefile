@@ -33,15 +33,13 @@ COVERAGE ?=
 test: $(STAMP)  ## Tests (without slow ones and benchmarks); COVERAGE=--cov measures coverage by folder
 	$(BIN)/pytest -n 2 --dist worksteal -m 'not slow and not bench' $(COVERAGE)
 
-# What only computes is not traced, nor are most tests with real lanes, whose workers start faster so: what these run is
-# covered by others. Two files with real lanes share the cores: they hold invariants, and part of their time is waiting.
+# Not traced: `make test` alone covers each folder by more than CI asks for, and what is not traced is faster.
+# Two files with real lanes share the cores: they hold invariants, and part of their time is waiting.
 COMPUTING := $(addprefix tests/runner/test_,validate.py adaptive_verbs.py attention_verbs.py attention_training.py capture.py)
-TRACED := $(addprefix tests/runner/test_,calibrate.py cli.py execution.py launch.py replay.py train.py)
 
 slow: $(STAMP)  ## Tests that take longer: real lanes, kills, whole loops
 	$(BIN)/pytest -n 2 --dist worksteal -m 'slow and not bench' $(COMPUTING) tests/system tests/policies tests/sim tests/results
-	$(BIN)/pytest -n 2 --dist loadfile -m 'slow and not bench' $(if $(COVERAGE),$(COVERAGE) --cov-append) $(TRACED)
-	$(BIN)/pytest -n 2 --dist loadfile -m 'slow and not bench' tests/runner $(addprefix --ignore=,$(COMPUTING) $(TRACED))
+	$(BIN)/pytest -n 2 --dist loadfile -m 'slow and not bench' tests/runner $(addprefix --ignore=,$(COMPUTING))
 
 # No $(STAMP): whoever edits pyproject.toml can still lint without a network.
 lint:  ## Style, types, import direction (needs `make venv` once)
