@@ -35,6 +35,7 @@ from steelyard.sim.spec import parse_toml, scenario_from
 from steelyard.sim.view import View
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", REGISTRY)
 def test_built_in_policies_keep_the_contract(name: str) -> None:
     """All rules, simulated step included; ``test_exhaust`` tries more scenarios by those that need no simulation."""
