@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..sim.steps import Floats, Times
+from ..sim.steps import Flags, Floats, Times
 
 MOST_ENTRIES = 4_000_000
 """Kinds of devices times batch: what tables of all times may hold."""
-Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Spans = list[tuple[int, int]]
 """Runs of numbers of samples, first and last."""
 

@@ -135,7 +135,7 @@ def measure(
         KeyboardInterrupt, WorkerFailedError: not one launch was complete.
     """
     rules = rules_of(scenario)
-    sizes = [size for subject in subjects for size in subject.micro_batches]
+    sizes = sizes_of(subjects)
     begin, overhead_s, done = clock(), START_S + SECONDS * len(opening_tasks(scenario, but=sizes)), 0
     result = Measurement(before=look(), asked=rules.launches)
     seen = [Seen(subject.predicted_s) for subject in subjects]
@@ -200,12 +200,17 @@ def spread_out(times: Sequence[float], count: int) -> list[int]:
     return [order[round(place * (len(order) - 1) / (count - 1))] for place in range(min(count, len(order)))]
 
 
+def sizes_of(subjects: Sequence[Subject]) -> list[int]:
+    """The sizes that some plans have: lanes are gauged at others."""
+    return [size for subject in subjects for size in subject.micro_batches]
+
+
 def launch_tasks(
     scenario: Scenario, subjects: Sequence[Subject], steps: Sequence[int], *, seed: int, launch: int
 ) -> list[Task]:
     """One launch: every plan in every round, in an order of the round's own; first and in between lanes are gauged."""
     order = random.Random(int(stream(seed, "rounds", launch).integers(2**32)))  # noqa: S311 - an order, not a secret
-    sizes = [size for subject in subjects for size in subject.micro_batches]
+    sizes = sizes_of(subjects)
     tasks = opening_tasks(scenario, but=sizes)
     gauging = itertools.cycle([[task] for task in gauge_tasks(scenario, but=sizes)] or [[]])
     for number in range(scenario.replay.rounds):
