@@ -15,9 +15,10 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from . import course, timing
 from .member import Member, say
@@ -114,5 +115,21 @@ def _be_killed_with_driver() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _leave(code: int) -> NoReturn:
+    """End without taking the interpreter apart.
+
+    Threads of gloo may still hold tensors whose release asks for an interpreter that is no more, and abort the process
+    (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception:  # shown as the interpreter would show it
+        traceback.print_exc()
+        _leave(1)
+    _leave(0)
