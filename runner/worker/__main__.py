@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 from . import course, timing
@@ -126,10 +126,12 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _fail(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> NoReturn:
+    traceback.print_exception(kind, error, trace)
+    _leave(1)
+
+
 if __name__ == "__main__":
-    try:
-        main()
-    except Exception:  # shown as the interpreter would show it
-        traceback.print_exc()
-        _leave(1)
+    sys.excepthook = _fail
+    main()
     _leave(0)
