@@ -32,12 +32,18 @@ MOST_FLOPS = 0.4e9
 MOST_ELEMENTS = 2**21
 WIDTHS = (16, 64, 192, 512, 1280)
 FLAT = (64, 1024, 8192, 65536, 262144, 2**20, 2**21)
-SECONDS = 40.0
+SECONDS = 55.0
 """What measuring takes, about; the slowest lane decides."""
 TIMEOUT_S = 60.0
+VERSION = 2
+"""Of the file of tables. 2: passes are medians over more rounds."""
 ROUNDS, STEPS = 2, 5
-"""Everything is timed in so many rounds, and the shortest time counts: neighbours lengthen, never shorten.
+"""Operators are timed in so many rounds, and the shortest time counts: neighbours lengthen, never shorten.
 Each small model runs so many steps a round."""
+PASS_ROUNDS = 6
+"""Of the small models: their medians say how fast a lane is over all, and a host changes within seconds."""
+GAUGE_LAUNCHES = 2
+"""Fresh processes that run all of them, so many rounds in each, where only the present speed is asked for."""
 
 ANEW = "run `steelyard calibrate --operators --again`"
 """The mend for tables that are not good for this machine or this version."""
@@ -182,7 +188,7 @@ def measure_tables(lanes: Sequence[NamedLane], dtype: str) -> dict[str, Operator
 
 
 def operator_tasks(dtype: str) -> list[Task]:
-    """In each round one task per grid, then one per small model."""
+    """In each round one task per grid, and the small models in between: as often before a grid as after it."""
     timed: list[Task] = [
         {
             "op": "operators",
@@ -191,7 +197,8 @@ def operator_tasks(dtype: str) -> list[Task]:
         }
         for grid in grids()
     ]
-    return ROUNDS * (timed + pass_tasks(dtype))
+    passes, half = pass_tasks(dtype), len(timed) // 2
+    return ROUNDS * (passes + timed[:half] + passes + timed[half:] + passes)
 
 
 def pass_tasks(dtype: str) -> list[Task]:
@@ -233,10 +240,10 @@ def at_present_speed(
     ]
     if not told:
         return dict(tables), untold
-    tasks = ROUNDS * pass_tasks(next(iter(tables.values())).dtype)
-    launch = run_group(lanes, tasks, {}, timeout_s=TIMEOUT_S)
+    tasks = PASS_ROUNDS // GAUGE_LAUNCHES * pass_tasks(next(iter(tables.values())).dtype)
+    launches = [run_group(lanes, tasks, {}, timeout_s=TIMEOUT_S) for _ in range(GAUGE_LAUNCHES)]
     factors = {
-        lane.name: median(now / then for now, then in zip(passes_s(launch, rank), told[lane.name], strict=True))
+        lane.name: median(now / then for now, then in zip(passes_s(launches, rank), told[lane.name], strict=True))
         for rank, lane in enumerate(lanes)
         if lane.name in told
     }
@@ -244,15 +251,18 @@ def at_present_speed(
     return {name: table.scaled(scaling.get(name, 1.0)) for name, table in tables.items()}, [*notes, *untold]
 
 
-def passes_s(launch: LaunchResult, rank: int) -> list[float]:
-    """A lane's seconds of each small model, forward and backward: the shortest of the rounds."""
-    return [forward + backward for forward, backward in _passes(launch, rank)]
+def passes_s(launches: Sequence[LaunchResult], rank: int) -> list[float]:
+    """A lane's seconds of each small model, forward and backward: medians of the rounds."""
+    return [forward + backward for forward, backward in _passes(launches, rank)]
 
 
-def _passes(launch: LaunchResult, rank: int) -> list[list[float]]:
+def _passes(launches: Sequence[LaunchResult], rank: int) -> list[list[float]]:
     """The same in two parts."""
-    times = [(answer["forward_s"], answer["backward_s"]) for _, answer in launch.of("reference", rank)]
-    return [shortest(times[number :: len(REFERENCES)]) for number in range(len(REFERENCES))]
+    times = [
+        (answer["forward_s"], answer["backward_s"]) for launch in launches for _, answer in launch.of("reference", rank)
+    ]
+    by_model = [times[number :: len(REFERENCES)] for number in range(len(REFERENCES))]
+    return [[median(each) for each in zip(*own, strict=True)] for own in by_model]
 
 
 def shortest(rounds: Iterable[Sequence[float]]) -> list[float]:
@@ -282,7 +292,7 @@ def build_table(
     bare = OperatorTable(dtype=dtype, grids=measured)  # type: ignore[arg-type]  # pydantic checks the name
     forward = [PassWork.of(bare, [layer.forward for layer in each]) for each in captured]
     backward = [PassWork.of(bare, [layer.backward for layer in each]) for each in captured]
-    seconds_f, seconds_b = zip(*_passes(launch, rank), strict=True)
+    seconds_f, seconds_b = zip(*_passes([launch], rank), strict=True)
     residuals = [
         (m_f + m_b) / (f + b) - 1
         for m_f, m_b, f, b in zip(
@@ -294,7 +304,7 @@ def build_table(
             "forward": _repeated(fit_surplus(forward, seconds_f), repeat),
             "backward": _repeated(fit_surplus(backward, seconds_b), repeat),
             "residuals": residuals,
-            "passes_s": passes_s(launch, rank),
+            "passes_s": passes_s([launch], rank),
         }
     )
 
@@ -347,7 +357,7 @@ def write_tables(path: Path, tables: Mapping[str, OperatorTable]) -> None:
     import tomli_w
 
     document = {
-        "schema_version": 1,
+        "schema_version": VERSION,
         "created_utc": written_utc(),
         "fingerprint": fingerprint(),
         "tables": {name: table.model_dump(mode="json") for name, table in tables.items()},
@@ -362,7 +372,7 @@ def read_tables(path: Path, *, force: bool = False) -> dict[str, OperatorTable]:
         InputError: damaged, of another version, or of another machine (unless ``force``).
     """
     document = parse_file(path)
-    if document.get("schema_version") != 1:
+    if document.get("schema_version") != VERSION:
         raise InputError(str(path), "is not a table of operators of this version", ANEW)
     found = validate(OperatorFile, document, str(path), prefix=f"{path}: ")
     here = fingerprint()

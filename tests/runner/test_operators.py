@@ -10,11 +10,12 @@ from steelyard.policies import make_policy
 from steelyard.results.record import digest
 from steelyard.results.store import read_run
 from steelyard.runner.devices import NamedLane
+from steelyard.runner.entries import distinct_entries, plans_of
 from steelyard.runner.fidelity import at_calibrated, at_datasheet, captured_calls, others, sizes_of
+from steelyard.runner.held_out import hold_out
 from steelyard.runner.launch import LaunchResult, Task, run_group
 from steelyard.runner.operators import (
     REFERENCES,
-    ROUNDS,
     at_present_speed,
     build_table,
     grids,
@@ -25,7 +26,7 @@ from steelyard.runner.operators import (
     tables_path,
     write_tables,
 )
-from steelyard.runner.replay import distinct_entries, hold_out, plans_of, predict
+from steelyard.runner.sealing import predict
 from steelyard.sim.operators import OperatorTable
 from steelyard.sim.spec import Scenario
 
@@ -51,11 +52,13 @@ def table() -> OperatorTable:
     return build_table(launch, 0, 1, "fp32", [reference_calls(*each) for each in REFERENCES])
 
 
-def test_the_shortest_round_counts(table: OperatorTable) -> None:
+def test_the_shortest_round_of_an_operator_counts_and_the_median_one_of_a_pass(table: OperatorTable) -> None:
     for grid, made in zip(grids(), table.grids, strict=True):
         expected = [1e-6 + PER_UNIT_S * sum(point) if grid.measured(point) else 0.0 for point in grid.points]
         assert made.seconds == pytest.approx(expected)
     assert len(table.residuals) == len(REFERENCES)
+    works = [PER_UNIT_S * samples * tokens * 1e3 for _, samples, tokens in REFERENCES]
+    assert table.passes_s == pytest.approx([5e-3 + 3 * work for work in works])
 
 
 def test_all_three_fidelities_are_sealed_before_anything_runs(
@@ -117,9 +120,9 @@ def test_tables_are_scaled_by_what_their_lanes_small_models_take_now(
     table: OperatorTable, lanes: list[NamedLane]
 ) -> None:
     """On real lanes: a table of a faster day is scaled, one that cannot be of its lane is left alone."""
-    launch, thens = run_group(lanes, ROUNDS * pass_tasks("fp32"), {}, timeout_s=60), (0.6, 1e-3)
+    launch, thens = run_group(lanes, pass_tasks("fp32"), {}, timeout_s=60), (0.6, 1e-3)
     made = {
-        lane.name: table.model_copy(update={"passes_s": [then * each for each in passes_s(launch, rank)]})
+        lane.name: table.model_copy(update={"passes_s": [then * each for each in passes_s([launch], rank)]})
         for rank, (lane, then) in enumerate(zip(lanes, thens, strict=True))
     }
     scaled, notes = at_present_speed(lanes, made)
