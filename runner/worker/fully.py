@@ -90,6 +90,12 @@ class Fully:
         with self.member.state.waits():
             return torch.cat([weight.grad.full_tensor().flatten() for weight in self.parameters])  # type: ignore[union-attr]
 
+    def hand_back(self) -> None:
+        """As in :class:`.parts.Part`."""
+        with torch.no_grad(), self.member.state.waits():
+            for own, weight in zip(self.weights, self.parameters, strict=True):
+                own.copy_(weight.full_tensor())  # type: ignore[attr-defined]  # a DTensor
+
     def clear(self) -> None:
         """Gradients are zero again."""
         self.optimizer.zero_grad(set_to_none=False)

@@ -45,6 +45,10 @@ class Part(Protocol):
         """The same, and the optimizer's step; then the gradients are zero."""
         ...
 
+    def hand_back(self) -> None:
+        """The member's model has the weights that it trained; where they are sharded, all who take part must ask."""
+        ...
+
 
 class Whole:
     """A member that holds the whole model: data parallelism."""
@@ -68,6 +72,9 @@ class Whole:
     def step(self, batch_start: int, segments: list[Segment]) -> float:
         """As in :class:`Part`."""
         return self.member.step(self.sizes, batch_start + self.first, self.group, segments, batch_start)
+
+    def hand_back(self) -> None:
+        """As in :class:`Part`: it trains that model."""
 
 
 def part_of(member: Member, task: dict[str, Any]) -> Part | None:

@@ -2,6 +2,7 @@
 
 Everything goes through safetensors; nothing is pickled. Each member keeps what it holds: the weights of its stages, and
 of the optimizer's states those that are its own (with ZeRO 1 those of its shard), by the weights' places in the model.
+Of tensors that are cut among the members (ZeRO 2 and 3) it keeps its piece, and the name says which: ``NAME/1of3``.
 Replicas on unlike lanes are equal only up to rounding, because their optimizers use other instructions, so every
 member's own bytes are kept (those that are the same, once): what is resumed is what was there, bit by bit.
 """
@@ -131,19 +132,60 @@ def restore(member: Member, part: Part, folder: Path, *, replanned: bool, seed: 
 def collected(folder: Path, manifest: Manifest, files: Iterable[str], names: Set[str]) -> dict[str, torch.Tensor]:
     """Tensors of a checkpoint by name, each from the first of some files that has it; the rest is not read.
 
+    What the files have cut otherwise than it is asked for is put together and cut again.
+
     Raises:
         DamagedError: a file has changed since the driver proved it, or none of them has one of the tensors.
     """
     from safetensors.torch import load
 
     found: dict[str, torch.Tensor] = {}
-    for file in dict.fromkeys(files):
+    files = list(dict.fromkeys(files))
+    for file in files:
         if missing := names - found.keys():
             tensors = load(read_proven(folder / file, manifest.files[file]))
             found.update({name: tensors[name] for name in missing & tensors.keys()})
     if missing := names - found.keys():
+        found.update(recut([load(read_proven(folder / file, manifest.files[file])) for file in files], missing))
+    if missing := names - found.keys():
         raise DamagedError(f"{folder}: has no {min(missing)}")
     return found
+
+
+def recut(files: Iterable[Mapping[str, torch.Tensor]], names: Set[str]) -> dict[str, torch.Tensor]:
+    """Tensors that some files have in other pieces, or whole, or of which a whole is asked for; as far as they can."""
+    pieces: dict[str, dict[str, torch.Tensor]] = {name.partition("/")[0]: {} for name in names}
+    for tensors in files:
+        for name, tensor in tensors.items():
+            base, _, piece = name.partition("/")
+            if base in pieces:
+                pieces[base].setdefault(piece, tensor)
+    wholes = {base: joined(each) for base, each in pieces.items() if each}
+    asked = {name: name.partition("/") for name in names}
+    return {
+        name: cut(whole, piece) for name, (base, _, piece) in asked.items() if (whole := wholes.get(base)) is not None
+    }
+
+
+def joined(pieces: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """A tensor of its pieces along the first dimension (``""``: the whole one); None where one is missing."""
+    import torch
+
+    if "" in pieces:
+        return pieces[""]
+    count = int(next(iter(pieces)).partition("of")[2])
+    found = [pieces.get(f"{number}of{count}") for number in range(count)]
+    known = [each for each in found if each is not None]
+    return torch.cat(known) if len(known) == count else None
+
+
+def cut(tensor: torch.Tensor, piece: str) -> torch.Tensor:
+    """A piece of a tensor, as ``fully_shard`` cuts it: equal ones along the first dimension, but for the last ones."""
+    if not piece:
+        return tensor
+    number, _, count = piece.partition("of")
+    chunks = tensor.chunk(int(count))
+    return chunks[int(number)] if int(number) < len(chunks) else tensor[:0]
 
 
 def losses_in(data: bytes) -> list[float]:
@@ -190,37 +232,48 @@ def state_bytes(member: Member, part: Part) -> bytes:
         for name, value in optimizer.state[weight].items() if weight in optimizer.state else ():
             if value is not None:  # a momentum that has not begun
                 tensors[f"optimizer.{place}.{name}"] = value
-    return save({name: _own_copy(tensor) for name, tensor in tensors.items()})
+    return save({name + piece_of(tensor): _own_copy(_here(tensor)) for name, tensor in tensors.items()})
 
 
 def load_state(member: Member, part: Part, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put back what :func:`state_bytes` took, by name; the gradients' buffer stays where it is."""
-    model = {name.removeprefix("model."): each for name, each in tensors.items() if name.startswith("model.")}
-    member.model.load_state_dict(model, strict=False)  # whoever asks for names has asked for all that it holds
+    import torch
+
     optimizer, weights = own_optimizer(part), updated(member, part)
     optimizer.state.clear()
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimizer":
-            place, _, key = rest.partition(".")
-            weight = weights[int(place)]
-            optimizer.state[weight][key] = tensor.to(weight.device)
+    with torch.no_grad():
+        for name, target in held(member, part).items():
+            _here(target).copy_(tensors[f"model.{name}{piece_of(target)}"])
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")[0].partition(".")
+            if kind == "optimizer":
+                place, _, key = rest.partition(".")
+                weight = weights[int(place)]
+                state = tensor.to(weight.device)
+                if "/" in name:
+                    piece, state = state, torch.zeros_like(weight)
+                    _here(state).copy_(piece)
+                optimizer.state[weight][key] = state
 
 
 def needed(member: Member, part: Part) -> set[str]:
     """Names of all that :func:`state_bytes` gives of a member after a step."""
-    model = {f"model.{name}" for name in held(member, part)}
+    model = {f"model.{name}{piece_of(tensor)}" for name, tensor in held(member, part).items()}
     kept = OPTIMIZER_STATES[member.job["optimizer"]]
-    return model | {f"optimizer.{place}.{key}" for place in updated(member, part) for key in kept}
+    return model | {
+        f"optimizer.{place}.{key}{'' if key == 'step' else piece_of(weight)}"
+        for place, weight in updated(member, part).items()
+        for key in kept
+    }
 
 
 def held(member: Member, part: Part) -> dict[str, torch.Tensor]:
-    """The model's weights and buffers by name, but for the weights that others hold.
+    """The model's weights and buffers by name, but for the weights that others hold; with ZeRO 2 and 3 the copy's.
 
     Buffers are kept by all: the families whose layers are cut have none that training changes.
     """
     others = {id(weight) for weight in member.weights} - {id(weight) for weight in part.weights}
-    found: dict[str, torch.Tensor] = member.model.state_dict(keep_vars=True)
+    found: dict[str, torch.Tensor] = getattr(part, "model", member.model).state_dict(keep_vars=True)
     return {name: tensor for name, tensor in found.items() if id(tensor) not in others}
 
 
@@ -232,7 +285,15 @@ def own_optimizer(part: Part) -> torch.optim.Optimizer:
 def updated(member: Member, part: Part) -> dict[int, torch.nn.Parameter]:
     """The weights that a member's own optimizer updates, by their places in the model."""
     own = {id(weight) for group in own_optimizer(part).param_groups for weight in group["params"]}
-    return {place: weight for place, weight in enumerate(member.weights) if id(weight) in own}
+    in_order: list[torch.nn.Parameter] = getattr(part, "parameters", member.weights)
+    return {place: weight for place, weight in enumerate(in_order) if id(weight) in own}
+
+
+def piece_of(tensor: torch.Tensor) -> str:
+    """What the name of a tensor's piece ends in; nothing of a whole one."""
+    # To ask for torch's class of cut tensors would load what most plans have no use for.
+    mesh = getattr(tensor, "device_mesh", None)
+    return f"/{mesh.get_local_rank()}of{mesh.size()}" if mesh is not None else ""
 
 
 def random_bytes(member: Member) -> bytes:
@@ -272,6 +333,12 @@ def state_file(rank: int) -> str:
 def random_file(rank: int) -> str:
     """Name of the file with a member's random states."""
     return f"random-{rank}.safetensors"
+
+
+def _here(tensor: torch.Tensor) -> torch.Tensor:
+    """The piece of a cut tensor that this member has; any other as it is."""
+    piece: torch.Tensor = getattr(tensor, "to_local", lambda: tensor)()
+    return piece
 
 
 def _own_copy(tensor: torch.Tensor) -> torch.Tensor:

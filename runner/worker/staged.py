@@ -253,6 +253,9 @@ class Staged:
         say(member.signs.step(segments))
         return loss
 
+    def hand_back(self) -> None:
+        """As in :class:`.parts.Part`: it trains that model."""
+
     def _alone(self, start: int) -> float:
         """All micro-batches through a pipeline of one stage."""
         assert self.pipeline is not None

@@ -53,6 +53,8 @@ def evaluate(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Predicted and true labels of the held-out samples, on one member; the rest hand it the weights that it lacks."""
     import torch
 
+    if (part := part_of(member, task)) is not None:
+        part.hand_back()
     for place, holders in enumerate(holders_of(member, task)):
         if task["rank"] not in holders:
             with member.state.waits():

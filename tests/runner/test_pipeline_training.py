@@ -119,17 +119,34 @@ def test_what_pipelines_held_is_taken_on_by_whole_models_with_sharded_states(hyb
     assert same_bytes(resume(back_to(sharded, 2 * EVERY)), sharded)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [2, 3])
+def test_sharded_gradients_and_weights_are_kept_in_pieces_and_divided_anew(
+    hybrid: Training, three: Scenario, tmp_path: Path, zero: int
+) -> None:
+    """Three pieces become two, those a hybrid's stages, and what was whole becomes pieces."""
+    thrice = train(three, fixed(whole("full", 12), whole("sse", 10), whole("third", 8), zero=zero), tmp_path)
+    assert thrice.losses == pytest.approx(hybrid.losses, rel=1e-5)
+    assert thrice.scores["accuracy"] == pytest.approx(hybrid.scores["accuracy"], abs=0.02)
+    manifest = last(thrice).manifest
+    assert len({part.state for part in manifest.parts}) == 3
+    assert same_bytes(resume(back_to(thrice, 2 * EVERY)), thrice)
+    twice = resume(back_to(thrice, EVERY), policy=fixed(whole("full", 16), whole("third", 14), zero=zero))
+    assert twice.losses[:EVERY] == thrice.losses[:EVERY]
+    assert twice.losses == pytest.approx(thrice.losses, rel=1e-5)
+    assert resume(back_to(twice, 2 * EVERY), policy=HYBRID).losses == pytest.approx(thrice.losses, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("policy", "words"),
     [
-        (fixed(whole("full", 16), whole("sse", 14), zero=2), "zero: is 2: no checkpoint takes"),
         (fixed(whole("full", 16), whole("sse", 14), sync_every=4), "sync_every: is 4"),
         (
             fixed({"stages": [stage(0, 2, "full"), stage(2, LAYERS, "sse")], "micro_batches": [16, 14]}),
             "are of 2 sizes",
         ),
     ],
-    ids=["ZeRO 2", "local SGD", "unequal micro-batches"],
+    ids=["local SGD", "unequal micro-batches"],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     tiny_scenario: Scenario, tmp_path: Path, policy: Fixed, words: str

@@ -18,11 +18,14 @@ from safetensors.torch import load  # noqa: E402 - after the skip
 from steelyard.runner.worker.member import flat_gradients, make_optimizer  # noqa: E402 - after the skip
 from steelyard.runner.worker.saving import (  # noqa: E402
     collected,
+    cut,
     gathered,
+    joined,
     load_random,
     load_state,
     needed,
     random_bytes,
+    recut,
     seed_random,
     share_losses,
     state_bytes,
@@ -188,3 +191,26 @@ def test_however_it_was_divided_any_other_division_finds_all_that_it_holds(
         return
     load_state(fresh, part, collected(place, manifest, files, names))
     assert state_bytes(fresh, part) == state_bytes(whole, some_of(whole, after))
+
+
+@given(rows=st.integers(0, 9), before=st.integers(1, 5), after=st.integers(1, 5), lost=st.booleans())
+def test_pieces_become_other_pieces_and_a_lost_one_is_missed(rows: int, before: int, after: int, lost: bool) -> None:
+    """As torch cuts: nine rows for four members are three, three, three and none."""
+    whole = torch.arange(2.0 * rows).reshape(rows, 2)
+    kept = [f"{number}of{before}" if before > 1 else "" for number in range(before)]
+    files = [{f"model.w/{piece}".rstrip("/"): cut(whole, piece)} for piece in kept][: -1 if lost else None]
+    asked = [f"{number}of{after}" if after > 1 else "" for number in range(after)]
+    found = recut(files, {f"model.w/{piece}".rstrip("/") for piece in asked})
+    if lost:
+        assert not found
+    else:
+        whole_again = joined({piece: found[f"model.w/{piece}".rstrip("/")] for piece in asked})
+        assert whole_again is not None
+        assert torch.equal(whole_again, whole)
+        assert [len(found[f"model.w/{piece}".rstrip("/")]) for piece in asked] == sizes_of(rows, after)
+
+
+def sizes_of(rows: int, count: int) -> list[int]:
+    """Rows of each piece: as many as a full one has, until there are none left."""
+    full = -(-rows // count)
+    return [max(0, min(full, rows - number * full)) for number in range(count)]
