@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -52,9 +52,16 @@ class Predicted(Record):
     launch_intervals_s: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """The same by the number of steps that a launch has, where that may differ from one to the next."""
 
+    steadied_intervals_s: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """The same of a launch whose lanes' speed is known when it begins."""
+
     def interval_of(self, steps: int) -> tuple[float, float]:
         """The interval of the median of a fresh launch of so many steps, in seconds."""
         return interval_of(self.launch_intervals_s, steps) or self.interval_s
+
+    def at_known_speed(self) -> Self:
+        """The prediction with the intervals of launches whose lanes' speed is known, where it has them."""
+        return self.model_copy(update={"launch_intervals_s": self.steadied_intervals_s or self.launch_intervals_s})
 
 
 class Measured(Record):
@@ -230,6 +237,7 @@ def plan_row(prediction: Run) -> PlanRow:
             p90_s=times.p90,
             interval_s=summary.median_interval_s,
             launch_intervals_s=summary.launch_intervals_s,
+            steadied_intervals_s=summary.steadied_intervals_s,
         ),
         predicted_at={**_others(manifest.predicted_at), summary.fidelity: times.p50},
     )
@@ -376,18 +384,20 @@ def observations(pair: Pair) -> list[tuple[bool, float]]:
     return found
 
 
-def steadied_insides(pair: Pair) -> list[bool | None]:
+def steadied_observations(pair: Pair) -> list[tuple[bool, float]] | None:
     """The same of a plan's launches with the lanes' drift divided out; None where that is not known."""
     if pair.steadied is None:
-        return [None] * len(pair.launches)
-    return [inside for inside, _ in observations(replace(pair, launches=pair.steadied))]
+        return None
+    row = pair.row.model_copy(update={"predicted": pair.row.predicted.at_known_speed()})
+    return observations(replace(pair, row=row, launches=pair.steadied))
 
 
 def _steadied(runs: Sequence[Run], pairs: Sequence[Pair]) -> Steadied | None:
     errors = {pair.row.label: pair.row.steadied_error_percent for pair in pairs}
     balanced = [row.steadied_error_percent for row in balanced_rows(pair.row for pair in pairs)]
-    insides = [each for pair in pairs for each in steadied_insides(pair)]
-    found = steadied(errors, balanced, insides, foretold=all(pair.foretold for pair in pairs))
+    unknown: list[tuple[bool, float] | None] = [None]
+    seen = [each for pair in pairs for each in steadied_observations(pair) or unknown]
+    found = steadied(errors, balanced, seen, foretold=all(pair.foretold for pair in pairs))
     steady = [median(pair.steadied.values()) for pair in pairs if pair.steadied is not None]
     if found is None:
         return None

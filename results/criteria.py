@@ -60,7 +60,7 @@ def criteria(pooled: Pooled) -> list[Criterion]:
         _at_least(
             "coverage of 80 % intervals: p of the exact binomial test", errors.coverage_p_value, LEAST_P
         ).model_copy(update={"limit": f">= {LEAST_P} over {JUDGED_FROM} launch medians or more"}),
-        _at_most("width of the intervals, %", pooled.interval_width_percent, MOST_WIDTH),
+        _at_most("width of the intervals, %", errors.interval_width_percent, MOST_WIDTH),
         _at_most(
             "mean absolute error, calibrated (the model never ran), %",
             next((each.mape_percent for each in pooled.fidelities if each.fidelity == "calibrated"), None),
@@ -91,6 +91,7 @@ def _sealed_first(pooled: Pooled) -> list[Criterion]:
         "mean absolute error": pooled.mape_percent,
         "worst error": pooled.worst_error_percent,
         "coverage": pooled.coverage_percent,
+        "width of the intervals": pooled.interval_width_percent,
         "share of the optimum, two lanes": pooled.optimum_share_percent,
     }
     return [_no_aim(f"{name}, sealed before the first launch, %", value) for name, value in figures.items()]

@@ -31,6 +31,15 @@ class Observation(Record):
     """Of that interval, of the plan's predicted median."""
     steadied_inside: bool | None = None
     """The same by what was known when the launch began (:mod:`.steadied`); None: not gauged."""
+    steadied_width_percent: float | None = None
+
+    @property
+    def steadied(self) -> tuple[bool, float] | None:
+        """Both by what was known when the launch began."""
+        if self.steadied_inside is None:
+            return None
+        width = self.steadied_width_percent
+        return self.steadied_inside, self.width_percent if width is None else width
 
 
 class CaseResult(Record):
@@ -207,13 +216,13 @@ def _steadied(cases: Sequence[CaseResult], balanced: Sequence[PlanRow], launches
     def error(row: PlanRow) -> float | None:
         return row.error_percent if foretold and row.steadied_error_percent is None else row.steadied_error_percent
 
-    inside = [
-        each.inside if foretold and each.steadied_inside is None else each.steadied_inside
+    seen = [
+        each.steadied or ((each.inside, each.width_percent) if foretold else None)
         for case in cases
         for each in case.observations
     ]
     errors = {f"{case.name}: {row.label}": error(row) for case in cases for row in case.rows}
-    found = steadied(errors, [error(row) for row in balanced], inside, foretold=foretold)
+    found = steadied(errors, [error(row) for row in balanced], seen, foretold=foretold)
     if found is None:
         return None
     optima = [
@@ -222,9 +231,10 @@ def _steadied(cases: Sequence[CaseResult], balanced: Sequence[PlanRow], launches
         if case.comparison is not None and case.lanes == 2
     ]
     judged = found.coverage_count >= JUDGED_FROM and launches >= LEAST_LAUNCHES
+    covered = sum(each[0] for each in seen if each is not None)
     update = {
         "optimum_share_percent": min((each for each in optima if each is not None), default=None),
-        "coverage_p_value": binomial_p_value(sum(map(bool, inside)), found.coverage_count) if judged else None,
+        "coverage_p_value": binomial_p_value(covered, found.coverage_count) if judged else None,
     }
     return found.model_copy(update=update)
 

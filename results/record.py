@@ -131,6 +131,8 @@ class Summary(Record):
     launch_median_step_time_s: list[float] = Field(default_factory=list)
     launch_intervals_s: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Predictions that are to be measured: by the steps of a launch, 80 % interval of the median of a fresh one."""
+    steadied_intervals_s: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """The same of a launch whose lanes' speed is known when it begins."""
     throughput_samples_per_s: float
     tokens_per_s: float
     mfu: float | None = None

@@ -12,6 +12,7 @@ are known: then it is a diagnostic.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from .metrics import Launches, error_figures
@@ -31,6 +32,8 @@ class Steadied(Record):
     worst_plan: str
     coverage_percent: float
     coverage_count: int = 0
+    interval_width_percent: float | None = None
+    """Mean width of the intervals of launches whose lanes' speed is known, of the predicted median."""
     coverage_p_value: float | None = None
     """As in :class:`.agreement.Agreement`; of several cases."""
     optimum_share_percent: float | None = None
@@ -55,20 +58,32 @@ def steadied_launches(launches: Launches, contention: Mapping[str, Any]) -> Laun
 def steadied(
     errors: Mapping[str, float | None],
     balanced: Sequence[float | None],
-    inside: Sequence[bool | None],
+    seen: Sequence[tuple[bool, float] | None],
     *,
     foretold: bool = False,
 ) -> Steadied | None:
-    """The figures from each plan's error by label, those at the balance point, and whether each launch was covered.
+    """The figures from each plan's error by label, those at the balance point, and what coverage counts.
 
     None where something was not gauged.
+
+    Args:
+        errors: in percent.
+        balanced: those of the plans at the balance point.
+        seen: as :func:`.agreement.coverage_figures` takes it.
+        foretold: whether the launches' factors were written down before their plans ran.
     """
     known = {label: error for label, error in errors.items() if error is not None}
     middle = [each for each in balanced if each is not None]
-    covered = [each for each in inside if each is not None]
-    if not known or len(known) < len(errors) or len(middle) < len(balanced) or len(covered) < len(inside):
+    covered = [each for each in seen if each is not None]
+    if not known or len(known) < len(errors) or len(middle) < len(balanced) or len(covered) < len(seen):
         return None
     figures = error_figures(list(known.items()), middle)
     own = {name: figures[name] for name in figures.keys() & Steadied.model_fields}
-    share = 100 * sum(covered) / len(covered)
-    return Steadied(plans=len(known), foretold=foretold, coverage_percent=share, coverage_count=len(covered), **own)
+    return Steadied(
+        plans=len(known),
+        foretold=foretold,
+        coverage_percent=100 * fmean(inside for inside, _ in covered),
+        coverage_count=len(covered),
+        interval_width_percent=fmean(width for _, width in covered),
+        **own,
+    )

@@ -196,6 +196,7 @@ def _steadied(comparison: Comparison) -> list[Fact]:
     meaning = (
         f"absolute, {how}; worst {each.worst_error_percent:.1f} %, at the "
         f"balance point {percent(each.balance_error_percent)}, coverage {each.coverage_percent:.0f} %"
+        + ("" if each.interval_width_percent is None else f", mean width {each.interval_width_percent:.1f} %")
     )
     return [(what, percent(each.mape_percent, sign=False), meaning)]
 

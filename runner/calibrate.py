@@ -257,13 +257,15 @@ def build_profile(workload: Workload, results: Sequence[LaunchResult], rank: int
             middle = median(f + b for f, b in steps)
             residuals += [(f + b) / middle - 1 for f, b in steps]
     offsets = [[median(f + b for f, b in steps) / typical[size] - 1 for size, steps in launch] for launch in blocks]
+    of_launches = launch_offsets(offsets)
     return Profile(
         workload=workload.key,
         points=points,
         optimizer_s=median(_optimizer_s(launch, rank) for launch in results),
         rest_s=median(_rest_s(launch, rank) for launch in results),
         step_residuals=thin(residuals),
-        launch_residuals=launch_offsets(offsets),
+        launch_residuals=of_launches,
+        launch_groups=len(of_launches) // len(results),
         waking=waking_points(results, rank),
     )
 

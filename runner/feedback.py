@@ -25,7 +25,7 @@ from ..sim.residuals import Bias, HeldOut, Key, Residual, fit_biases, held_out
 from ..sim.workload import Workload
 from .blocks import MAX_RESIDUALS
 from .calibrations import Calibration, refined_path
-from .replay import LEAST_POINTS
+from .held_out import LEAST_POINTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -248,7 +248,7 @@ def _device_corrected(device: Device, biases: dict[Key, Bias], residuals: Sequen
         "backward_factor": factor("backward") * device.profile.backward_factor,
     }
     if len(left) > len(device.profile.launch_residuals):
-        update["launch_residuals"] = left[:MAX_RESIDUALS]
+        update |= {"launch_residuals": left[:MAX_RESIDUALS], "launch_groups": 1}
     return device.model_copy(update={"profile": device.profile.model_copy(update=update)})
 
 

@@ -9,16 +9,20 @@ before the first launch stays as it was: it is what a planner has, who asks toda
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 from ..results.record import digest
 from ..results.store import written_utc
+from ..sim.device import Device
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
-from .gauge import Drift, gauge_tasks
+from .calibrate import BLOCKS_PER_PLAN
+from .gauge import PLACES, Drift, gauge_tasks
 from .launch import Hold, LaunchResult, Task
 
 ROUNDS = 2
@@ -70,6 +74,32 @@ def sealed_steps_s(folder: Path, launches: int) -> list[dict[str, float]]:
 
 def _count(tasks: Sequence[Task]) -> int:
     return sum(bool(task.get("opening")) for task in tasks)
+
+
+def at_known_speed(scenario: Scenario) -> Scenario:
+    """The scenario with the noise that is left in launches whose gauges have told how fast they are.
+
+    At calibration a launch has several residuals, each of as many blocks as a plan has in a launch. How far they lie
+    from their launch's mean is that noise, with the gauge's own, which is of a few blocks, too. Lanes whose launches
+    have one residual each keep all of their noise.
+    """
+
+    def steady(device: Device) -> Device:
+        profile = device.profile
+        if profile is None or profile.launch_groups < 2:
+            return device
+        count = profile.launch_groups
+        residuals = profile.launch_residuals
+        launches = [residuals[start : start + count] for start in range(0, len(residuals), count)]
+        wider = math.sqrt(count / (count - 1) * (1 + BLOCKS_PER_PLAN / (ROUNDS * len(PLACES))))
+        left = [wider * (each - fmean(launch)) for launch in launches for each in launch]
+        return device.model_copy(update={"profile": profile.model_copy(update={"launch_residuals": left})})
+
+    nodes = [
+        node.model_copy(update={"devices": [steady(device) for device in node.devices]})
+        for node in scenario.cluster.nodes
+    ]
+    return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
 
 
 @dataclass

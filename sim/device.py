@@ -92,6 +92,8 @@ class Profile(Spec):
     """measured / fitted - 1 of single compute segments within a launch: the noise of a step."""
     launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
     """The same of whole launches: how far one fresh process is from the next."""
+    launch_groups: Count = 1
+    """So many of these in a row are of one launch."""
     waking: list[WakePoint] = Field(default_factory=list)
     """Empty: the device does not slow down by sleeping."""
     forward_factor: Positive = 1.0

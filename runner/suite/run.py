@@ -12,7 +12,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from ...results.compare import compare, observations, paired, steadied_insides
+from ...results.compare import compare, observations, paired, steadied_observations
 from ...results.errors import InputError, WorkerFailedError
 from ...results.pooled import CaseResult, Observation, SuiteResult, suite_result
 from ...results.record import Run
@@ -23,8 +23,9 @@ from ..calibrate import Report, Tick, calibrate
 from ..history import remember
 from ..launch import require_torch
 from ..operators import operators_timer
-from ..replay import lanes_of, replay
+from ..replay import replay
 from ..resolving import resolver
+from ..runnable import lanes_of
 from ..unfinished import Study
 from .cases import Case, Suite, runnable
 
@@ -172,12 +173,14 @@ def judged(study: Study, scenario: Scenario) -> dict[str, Any]:
 
 def observed(runs: Sequence[Run]) -> list[Observation]:
     """Every launch of every plan but the twins', against its predicted interval."""
-    return [
-        Observation(inside=inside, width_percent=width, steadied_inside=steady)
-        for pair in paired(runs)
-        if pair.row.twin_of is None
-        for (inside, width), steady in zip(observations(pair), steadied_insides(pair), strict=True)
-    ]
+    found = []
+    for pair in paired(runs):
+        if pair.row.twin_of is None:
+            first = [Observation(inside=inside, width_percent=width) for inside, width in observations(pair)]
+            for each, (inside, width) in zip(first, steadied_observations(pair) or [], strict=False):
+                each.steadied_inside, each.steadied_width_percent = inside, width
+            found += first
+    return found
 
 
 def write_scenario(suite: Suite, case: Case, folder: Path) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def demo_lines(demo: dict[str, Any]) -> list[str]:
         lines[-1] += (
             f" {what}: "
             f"mean absolute error {steady['mape_percent']:.1f} %, "
-            f"worst {steady['worst_error_percent']:.1f} %, coverage {steady['coverage_percent']:.0f} %."
+            f"worst {steady['worst_error_percent']:.1f} %, coverage {steady['coverage_percent']:.0f} %"
+            + (f", mean width {width:.1f} %." if (width := steady.get("interval_width_percent")) is not None else ".")
         )
     if scores := demo.get("fidelities"):
         told = "; ".join(

@@ -16,10 +16,11 @@ from steelyard.results.compare import compare
 from steelyard.results.record import digest
 from steelyard.runner.gauge import Drift, gauge_tasks
 from steelyard.runner.launch import Hold, LaunchResult, Task, run_group
-from steelyard.runner.present import FILE, Present, opening_tasks, sealed_steps_s
+from steelyard.runner.present import FILE, Present, at_known_speed, opening_tasks, sealed_steps_s
 from steelyard.runner.protocol import Subject, launch_tasks
-from steelyard.runner.replay import lanes_of, replay
+from steelyard.runner.replay import replay
 from steelyard.runner.resolving import job_of
+from steelyard.runner.runnable import lanes_of
 from steelyard.sim.device import GIB, Device
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
@@ -94,6 +95,39 @@ def test_a_launch_is_predicted_at_the_speed_that_it_begins_with(
         assert min(factors) - 1e-9 <= line["step_s"]["first"] / 0.25 <= max(factors) + 1e-9
     alone = Drift.of(scenario, launches).factors(plans["even"])
     assert alone != pytest.approx(drift.factors(plans["even"]))  # later gauges are of no account
+
+
+@given(
+    launches=st.lists(st.lists(st.floats(-0.2, 0.2), min_size=3, max_size=3), min_size=1, max_size=4),
+    shifts=st.lists(st.floats(-0.2, 0.2), min_size=4, max_size=4),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_where_the_speed_of_a_launch_is_known_only_what_lies_within_launches_is_noise(
+    tiny_scenario: Scenario, launches: list[list[float]], shifts: list[float]
+) -> None:
+    def with_noise(residuals: list[float], groups: int) -> Scenario:
+        (node,) = tiny_scenario.cluster.nodes
+        update = {"launch_residuals": residuals, "launch_groups": groups}
+        devices = [
+            device.model_copy(update={"profile": device.profile and device.profile.model_copy(update=update)})
+            for device in node.devices
+        ]
+        nodes = [node.model_copy(update={"devices": devices})]
+        return tiny_scenario.model_copy(update={"cluster": tiny_scenario.cluster.model_copy(update={"nodes": nodes})})
+
+    def left(residuals: list[float], groups: int = 3) -> list[float]:
+        profile = at_known_speed(with_noise(residuals, groups)).cluster.devices[0].profile
+        assert profile is not None
+        return profile.launch_residuals
+
+    own = [each for launch in launches for each in launch]
+    found = left(own)
+    moved = [each + shift for launch, shift in zip(launches, shifts, strict=False) for each in launch]
+    assert left(moved) == pytest.approx(found, abs=1e-9)
+    for start, launch in zip(range(0, len(own), 3), launches, strict=True):
+        assert sum(found[start : start + 3]) == pytest.approx(0, abs=1e-9)
+        assert max(found[start : start + 3]) - min(found[start : start + 3]) >= max(launch) - min(launch) - 1e-9
+    assert left(own, groups=1) == own
 
 
 @pytest.mark.parametrize("damage", ["short", "changed", "missing", "in another place", "nothing", "no line"])
