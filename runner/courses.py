@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ..results.errors import WorkerFailedError, WrongGradientError
@@ -24,33 +26,21 @@ from ..sim.view import Fixed, Policy, describe
 from .calibrate import Report, Tick
 from .condition import condition
 from .course import Course, course_rows, refuse_disturbances, run_course
+from .effort import Seen, Turn, next_turn
+from .entries import Entry, unused_label
 from .followed import Followed, circumstances, slowing_notes
 from .gauge import not_gauged
+from .held_out import hold_out, sizes_in
 from .launch import LaunchResult, Task, require_torch, run_group
 from .live import Planned, watcher_of
+from .measured import measured_events, measured_manifest, split_bound_s
 from .pacing import Pacing
 from .proof import MOST_GRADIENT_ERROR
 from .protocol import Measurement
-from .replay import (
-    Entry,
-    begun_common,
-    gauged,
-    hold_out,
-    lanes_of,
-    measured_events,
-    measured_manifest,
-    model_error,
-    predicted_line,
-    prove_entries,
-    provenance,
-    seal,
-    sizes_in,
-    split_bound_s,
-    study_name,
-    tell,
-    unused_label,
-)
+from .replay import begun_common, gauged, prove_entries, tell
 from .resolving import job_of
+from .runnable import lanes_of
+from .sealing import model_error, predicted_line, provenance, seal, study_name
 from .unfinished import Launches, Study, keep, killed, run_folder
 
 if TYPE_CHECKING:
@@ -73,11 +63,14 @@ def replay_courses(
     runs: Path,
     *,
     seed: int,
+    budget_s: float | None = None,
     notes: Sequence[str] = (),
     report: Report = lambda line: None,
     tick: Tick = lambda done, total: None,
 ) -> Study:
     """Predict, then run, what policies do while lanes slow down: ``replay.launches`` runs of ``sampling.steps`` each.
+
+    With a budget there are as many runs as it has time for, at least one of each policy.
 
     No plan's steps are predicted from a measurement of its own micro-batch sizes. The plans that policies come to in
     simulation are proven beforehand; those that they come to only in reality are named in the record. The policy
@@ -115,7 +108,7 @@ def replay_courses(
     begun = {**begun_common(scenario, seed, sealed, notes), **begun_of(contenders, proven)}
     with launches.measuring(begun):
         followed, measurement = follow(
-            scenario, contenders, job, data, launches, pacing=pacing, report=report, tick=tick
+            scenario, contenders, job, data, launches, pacing=pacing, budget_s=budget_s, report=report, tick=tick
         )
         measured = measured_courses(scenario, contenders, followed, measurement, begun)
         return keep(launches, predicted, measured, measurement.stopped)
@@ -169,34 +162,50 @@ def follow(
     launches: Launches,
     *,
     pacing: Pacing | None = None,
+    budget_s: float | None = None,
     report: Report,
     tick: Tick,
 ) -> tuple[list[Followed], Measurement]:
-    """Run all contenders in turn, as often as the scenario says; what ends it early keeps what was complete.
+    """Run all contenders in turn, as often as the scenario or a budget says; an early end keeps what was complete.
 
     Raises:
         KeyboardInterrupt, WorkerFailedError: not one run was complete.
     """
-    lanes, total = lanes_of(scenario), scenario.replay.launches * len(contenders)
+    lanes, asked = lanes_of(scenario), scenario.replay.launches
     found: list[Followed] = []
-    result = Measurement(before=condition(), asked=total, reason="done")
-    for number in range(total):
-        turn, index = divmod(number, len(contenders))
-        label, policy = contenders[index].label, contenders[index].policy
-        report(f"run {turn + 1} of {scenario.replay.launches} of {label}: a fresh process per lane")
-        course = Course(scenario, policy, turn, pacing)
+    seen = [Seen(each.prediction.summary.step_time_s.mean) for each in contenders]
+    begin, run_s = time.monotonic(), 0.0
+    result = Measurement(before=condition(), asked=asked * len(contenders))
+
+    def left_s() -> float | None:
+        return None if budget_s is None else budget_s - (time.monotonic() - begin)
+
+    while (turn := next_turn(seen, asked, left_s=left_s(), run_s=run_s)).index is not None:
+        index, number, started = turn.index, len(seen[turn.index].launches), time.monotonic()
+        contender, total = contenders[index], max(result.asked, len(found) + 1)
+        report(f"run {number + 1} of {max(asked, number + 1)} of {contender.label}: a fresh process per lane")
+        course = Course(scenario, contender.policy, number, pacing)
         try:
-            launch = run_course(course, lanes, job, data, index=index, tick=tick, before=number, total=total)
+            launch = run_course(course, lanes, job, data, index=index, tick=tick, before=len(found), total=total)
         except (KeyboardInterrupt, WorkerFailedError) as stopped:
             if not found:
                 raise
-            result.stopped, result.reason = stopped, str(stopped) or "interrupted"
+            result.stopped, turn = stopped, Turn(None, str(stopped) or "interrupted")
             break
         found.append(Followed(index, course, launch))
         launches.add(found[-1].document())
+        seen[index] = replace(seen[index], launches=(*seen[index].launches, (mean_step_s(found[-1]),)))
+        run_s = max(run_s, time.monotonic() - started)
+    result.reason = turn.reason
     result.launches = [each.launch for each in found]
     result.after = condition()
     return found, result
+
+
+def mean_step_s(followed: Followed) -> float:
+    """Seconds of a run's mean step, waiting for decisions and moving states included."""
+    (times,) = step_times(measured_events(course_rows(followed.course, followed.launch))).values()
+    return fmean(times)
 
 
 def measured_courses(

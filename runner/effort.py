@@ -97,6 +97,40 @@ def next_effort(plans: Sequence[Seen], rules: Rules, *, left_s: float | None, ov
     return Effort(_dealt(plans, rules, left_s / to_come - overhead_s))
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Whose whole run is next; or nobody's, and why."""
+
+    index: int | None
+    reason: str = ""
+
+
+def next_turn(runs: Sequence[Seen], launches: int, *, left_s: float | None, run_s: float) -> Turn:
+    """Whose run is made next where runs are made whole: all in turns first, then whose mean is known worst.
+
+    Args:
+        runs: all that are followed, twins included; each launch has the mean step of one run.
+        launches: runs of each that the scenario asks for.
+        left_s: of the budget; None: no budget, the scenario's runs and no more.
+        run_s: seconds of one run.
+    """
+    counts = [len(each.launches) for each in runs]
+    fewest, done = min(counts), sum(counts)
+    if left_s is None or not fewest:  # one run of each is made whatever the budget
+        return Turn(counts.index(fewest)) if fewest < launches else Turn(None, "all launches are done")
+    if left_s < run_s:
+        return Turn(None, f"the budget is spent after {done} runs")
+    if fewest < launches:
+        return Turn(counts.index(fewest))
+    wanting = needs(runs)
+    index = wanting.index(max(wanting))
+    if wanting[index] <= 1:
+        return Turn(None, f"every mean is known as well as its decisions need, after {done} runs")
+    if counts[index] >= MOST_TIMES * launches:
+        return Turn(None, f"{counts[index]} runs of one policy are the most")
+    return Turn(index)
+
+
 def launch_s(plans: Sequence[Seen], rules: Rules, steps: Sequence[int]) -> float:
     """Seconds of a launch's steps, warm-up included."""
     return rules.rounds * sum((rules.warmup + count) * plan.step_s for plan, count in zip(plans, steps, strict=True))

@@ -12,7 +12,7 @@ from ..results.errors import InputError, WorkerFailedError
 from ..results.store import written_utc
 from ..sim.disturbances import refuse_events
 from ..sim.engine import simulate
-from ..sim.plan import Plan, PlanError
+from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import Fixed, Policy, View, allocate, describe
 from .calibrate import Report, Tick
@@ -20,8 +20,8 @@ from .checkpoint import Checkpoint
 from .execution import division
 from .journal import Spent, spent
 from .launch import LaunchResult, require_torch
-from .replay import lanes_of, refuse_lanes
 from .resolving import job_of
+from .runnable import lanes_of, refuse_lanes
 from .surviving import Course, checkpoint_every, survive
 from .texts import LABELS
 from .training_folder import About, TrainingFolder, file_sha256, new_folder
@@ -145,8 +145,7 @@ def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Pat
 
     Raises:
         InputError: the scenario has disturbances, torch or scikit-learn is missing, the cluster is not of this
-            machine's lanes, torch cannot run the plan, it shards more than the optimizer's states, or the workload is
-            no classifier or does not run on lanes.
+            machine's lanes, torch cannot run the plan, or the workload is no classifier or does not run on lanes.
     """
     refuse_events(dict(scenario))
     _require()
@@ -165,9 +164,6 @@ def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Pat
 def _plan_of(scenario: Scenario, policy: Policy) -> Plan:
     """What a policy answers, if it can be trained by."""
     plan = allocate(policy, View.of(scenario), scenario)
-    if plan.zero > 1:
-        problem = f"is {plan.zero}: no checkpoint takes sharded gradients or weights"
-        raise PlanError("zero", problem, "use 0 or 1, or replay it")
     names = [device.name for device in scenario.cluster.devices]
     refuse_lanes(scenario, division(plan, scenario.workload, names))
     return plan

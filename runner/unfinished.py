@@ -272,7 +272,7 @@ def _require_predictions(begun: Document, predicted: Sequence[Run], folder: Path
 def _assembler(kind: str, folder: Path) -> Callable[[Document, list[Document], list[Run]], list[Run]]:
     """What makes measured runs of a study's launches, by their kind."""
     from .courses import assembled_courses
-    from .replay import assembled_plans
+    from .measured import assembled_plans
 
     return partial(assembled_plans, folder=folder) if kind == "plans" else assembled_courses
 

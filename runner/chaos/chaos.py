@@ -17,7 +17,7 @@ from ...sim.view import Fixed, Policy, describe
 from ..calibrate import START_S, Report
 from ..devices import NamedLane, fingerprint
 from ..journal import Event
-from ..replay import lanes_of
+from ..runnable import lanes_of
 from ..train import trainable
 from .blows import victims_of
 from .disk import UNLIMITED, refusal, size_for

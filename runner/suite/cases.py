@@ -16,8 +16,8 @@ from ...sim.cost import MODEL_VERSION
 from ...sim.spec import Scenario, parse_file, parse_toml
 from ...sim.view import Fixed, Policy, View, allocate, describe
 from ...sim.workload import Name, Spec
+from ..entries import distinct_entries
 from ..protocol import PROTOCOL_VERSION
-from ..replay import distinct_entries
 
 SHIPPED = ("full", "small")
 AUTO = "auto"

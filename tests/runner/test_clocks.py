@@ -12,7 +12,7 @@ from steelyard.results.errors import InputError
 from steelyard.runner.devices import NamedLane, backend_of, candidate_lanes, passes_on
 from steelyard.runner.launch import LaunchResult
 from steelyard.runner.linking import build_messages
-from steelyard.runner.replay import refuse_lanes
+from steelyard.runner.runnable import refuse_lanes
 from steelyard.runner.worker.boundaries import layer_seconds
 from steelyard.runner.worker.clocks import DeviceClock, clock_of, memory_of
 from steelyard.runner.worker.signs import resident_bytes

@@ -22,8 +22,9 @@ from steelyard.runner.isolation.capabilities import this_host
 from steelyard.runner.launch import LaunchResult
 from steelyard.runner.live import Planned, Task
 from steelyard.runner.protocol import Measurement
-from steelyard.runner.replay import lanes_of, replay
+from steelyard.runner.replay import replay
 from steelyard.runner.resolving import job_of
+from steelyard.runner.runnable import lanes_of
 from steelyard.runner.unfinished import recover
 from steelyard.sim.device import Device
 from steelyard.sim.disturbances import Disturbance, Rebalance, refuse_events
@@ -234,10 +235,11 @@ def test_a_lane_that_slows_down_is_followed_and_the_record_says_how(
 ) -> None:
     slowdown = Disturbance(kind="slowdown", device="full", from_step=5, factor=8.0)
     scenario = changing("adamw", disturbances=[slowdown])
-    gauging = scenario.replay.model_copy(update={"launches": 1, "gauge_launches": 1})
+    gauging = scenario.replay.model_copy(update={"launches": 2, "gauge_launches": 1})
     scenario = scenario.model_copy(update={"replay": gauging})
-    study = replay(scenario, [make_policy("malleus"), Steady()], tmp_path)
+    study = replay(scenario, [make_policy("malleus"), Steady()], tmp_path, budget_s=1e-3)
     notes = study.measured[0].manifest.notes
+    assert "the budget allowed 3 of 6 launches" in notes  # one of each, the twin included
     assert any(re.search("full took .* times as long when 8 times was asked", note) for note in notes), notes
     assert [run.manifest.kind for run in study.predicted] == ["simulated", "simulated"]
     steady = study.measured[1]

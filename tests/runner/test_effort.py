@@ -20,6 +20,7 @@ from steelyard.runner.effort import (
     launch_s,
     needs,
     next_effort,
+    next_turn,
     targets,
 )
 
@@ -154,3 +155,36 @@ def test_a_budget_for_fewer_launches_makes_fewer(budget: float) -> None:
     assert 1 <= len(plans[0].launches) < RULES.launches
     assert "budget" in effort.reason
     assert spent <= budget + 6.0
+
+
+@st.composite
+def followed(draw: st.DrawFn) -> list[Seen]:
+    """Policies with some whole runs behind them, made in turns."""
+    levels = draw(st.lists(st.floats(0.01, 0.5), min_size=1, max_size=5))
+    whole, rest = draw(st.integers(0, 8)), draw(st.integers(0, len(levels) - 1))
+    means = [st.tuples(st.floats(0.9 * level, 1.1 * level)) for level in levels]
+    counts = [whole + (index < rest) for index in range(len(levels))]
+    return [
+        Seen(level, tuple(draw(own) for _ in range(n))) for level, own, n in zip(levels, means, counts, strict=True)
+    ]
+
+
+@given(
+    runs=followed(), launches=st.integers(1, 6), left=st.none() | st.floats(-10.0, 100.0), run_s=st.floats(0.1, 50.0)
+)
+def test_whole_runs_are_made_in_turns_and_a_further_one_fits_the_budget(
+    runs: list[Seen], launches: int, left: float | None, run_s: float
+) -> None:
+    turn, counts = next_turn(runs, launches, left_s=left, run_s=run_s), [len(each.launches) for each in runs]
+    if turn.index is None:
+        assert turn.reason
+        assert min(counts) >= 1
+        assert min(counts) >= launches or (left is not None and left < run_s)
+        return
+    if min(counts) < launches:
+        assert turn.index == counts.index(min(counts))
+    else:
+        assert left is not None
+        assert needs(runs)[turn.index] == max(needs(runs)) > 1
+        assert counts[turn.index] < MOST_TIMES * launches
+    assert not min(counts) or left is None or run_s <= left

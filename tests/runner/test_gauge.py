@@ -12,8 +12,8 @@ from steelyard.runner.gauge import NOISE_PERCENT, Drift, Gauged, gauge_tasks, no
 from steelyard.runner.isolation.room import Room
 from steelyard.runner.launch import LaunchResult, Task, run_group
 from steelyard.runner.protocol import DRIFT_PERCENT, Measurement, Subject, contention, launch_tasks
-from steelyard.runner.replay import lanes_of
 from steelyard.runner.resolving import job_of
+from steelyard.runner.runnable import lanes_of
 from steelyard.runner.worker.member import Member
 from steelyard.runner.worker.timing import gauge
 from steelyard.sim.cost import peak_memory_bytes

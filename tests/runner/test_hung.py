@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from steelyard.runner.launch import run_group
-from steelyard.runner.replay import lanes_of
 from steelyard.runner.resolving import job_of
+from steelyard.runner.runnable import lanes_of
 from steelyard.runner.watch import FaultError
 from steelyard.sim.spec import Scenario
 

@@ -19,11 +19,15 @@ from steelyard.results.record import Run
 from steelyard.runner import courses, replay
 from steelyard.runner.course import Course
 from steelyard.runner.courses import assembled_courses, predict_courses
+from steelyard.runner.entries import distinct_entries, plans_of
 from steelyard.runner.followed import Followed
+from steelyard.runner.held_out import hold_out
 from steelyard.runner.kept import MEND
 from steelyard.runner.launch import LaunchResult, Task
+from steelyard.runner.measured import assembled_plans
 from steelyard.runner.protocol import launch_tasks
-from steelyard.runner.replay import assembled_plans, begun_common, distinct_entries, hold_out, plans_of, predict
+from steelyard.runner.replay import begun_common
+from steelyard.runner.sealing import predict
 from steelyard.runner.unfinished import Launches
 from steelyard.sim.disturbances import Disturbance, Rebalance
 from steelyard.sim.spec import Scenario

@@ -16,8 +16,8 @@ import pytest
 from steelyard.results.errors import WorkerFailedError
 from steelyard.runner.devices import NamedLane, available_cpus
 from steelyard.runner.launch import run_group, worker_environment
-from steelyard.runner.replay import lanes_of
 from steelyard.runner.resolving import job_of
+from steelyard.runner.runnable import lanes_of
 from steelyard.sim.spec import Scenario
 
 pytestmark = pytest.mark.slow

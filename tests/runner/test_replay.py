@@ -25,19 +25,12 @@ from steelyard.results.report import report
 from steelyard.results.store import find_runs, read_run
 from steelyard.runner import cli
 from steelyard.runner.devices import NamedLane
+from steelyard.runner.entries import Entry, distinct_entries, plans_of, twins
+from steelyard.runner.held_out import hold_out
 from steelyard.runner.protocol import counted_steps
-from steelyard.runner.replay import (
-    Entry,
-    begun_of,
-    distinct_entries,
-    hold_out,
-    lanes_of,
-    model_error,
-    plans_of,
-    predict,
-    replay,
-    twins,
-)
+from steelyard.runner.replay import begun_of, replay
+from steelyard.runner.runnable import lanes_of
+from steelyard.runner.sealing import model_error, predict
 from steelyard.runner.unfinished import Launches, Study, keep, recover
 from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
 from steelyard.sim.spec import Scenario, load_scenario

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from steelyard.runner.held_out import hold_out
 from steelyard.runner.launch import LaunchResult, Task
-from steelyard.runner.replay import hold_out
 from steelyard.runner.staging import stage_pass, staging_tasks
 from steelyard.sim.device import Device, LayerPoint, LayerProfile, StagePass
 from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
