@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,13 @@ class Course:
         self.plans = [(0, plan)]
         self._note(0, "start", view, plan, Change(), changed=True)
         return told
+
+    def go_on(self, step: int, plan: Plan, *, changes: int) -> None:
+        """Stand before a step, with a plan, after so many changes: what was seen of later steps did not count."""
+        rules = self.scenario.rebalance
+        self.changes_left = max(0, rules.at_most - changes) if rules is not None else 0
+        self.plans = [*((first, each) for first, each in self.plans if first < step), (step, plan)]
+        self.history = [each for each in self.history if each["step"] < step]
 
     def divide(self, plan: Plan) -> Task:
         """A plan as the workers are told of it.
@@ -228,6 +235,9 @@ class Answering:
     course: Course
     place: Path
     lanes: int
+    told: Callable[[int, Plan, Task], Task] = lambda step, plan, division: division
+    """Gets what goes on before the workers do: the step, the plan, and what they are told of it; gives what they are
+    told in all."""
     asking: set[str] = field(default_factory=set)
     """Lanes that wait for an answer."""
 
@@ -243,7 +253,8 @@ class Answering:
     def _answer(self, step: int) -> None:
         read = [json.loads((self.place / f"asked-{step}-{rank}.json").read_text()) for rank in range(self.lanes)]
         segments = [dict(enumerate(each)) for each in zip(*read, strict=True)]
-        told = self.course.ask(step, self.course.measured(step - len(segments), segments))
+        division = self.course.ask(step, self.course.measured(step - len(segments), segments))
+        told = self.told(step, self.course.plans[-1][1], division)
         hidden = self.place / f".answer-{step}"
         hidden.write_text(json.dumps({"division": told, "again": self.course.changes_left > 0}))
         hidden.rename(self.place / f"answer-{step}.json")

@@ -115,6 +115,8 @@ class Attempt:
         word, *rest = line.split(" ", 2)
         if word == "alive":
             self.done[lane] = self.done.get(lane, 0) + 1
+        elif word == "asked":
+            self.done[lane] = int(rest[0]) - self.from_step  # whoever has no part just now says nothing of steps
         elif word == "begun":
             self.begun.add(lane)
             if len(self.begun) == len(self.members):
@@ -129,8 +131,8 @@ class Attempt:
 
     @property
     def reached(self) -> int:
-        """The last step that every member has done."""
-        return self.from_step + min(self.done.get(name, 0) for name in self.members)
+        """The last step that every member has done, as far as they said."""
+        return max(self.saved_step, self.from_step + min(self.done.get(name, 0) for name in self.members))
 
     def fail(self, fault: Fault) -> None:
         """Write down what went wrong, and what is lost by it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from ..sim.checkpoint import job_of as job_under_failures
 from ..sim.faults import clocks_of, rates
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
+from .balancing import Balancing
 from .calibrate import Report, Tick
 from .checkpoint import Checkpoint, Store
 from .devices import NamedLane
 from .execution import division
 from .journal import Attempt
 from .launch import LaunchResult, Task, run_group
-from .live import Planned, listener, watcher_of
+from .live import Listen, Planned, listener, watcher_of
 from .training_folder import About, TrainingFolder
 from .watch import Fault, FaultError, Progress
 
@@ -25,21 +27,26 @@ CHUNK = 10
 """Steps between two reports of the loss."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Course:
     """One training: what it is about, and how its progress is told."""
 
     folder: TrainingFolder
     about: About
+    """By now: the plan may change under way."""
     lanes: Sequence[NamedLane]
     job: Task
     data: Path
     report: Report
     tick: Tick
+    balancing: Balancing | None = None
+    """Where the policy is asked again under way."""
 
     @property
     def members(self) -> list[str]:
-        """Lanes that train, in the order of ranks."""
+        """Lanes that train, in the order of ranks; all of them where that may change."""
+        if self.balancing is not None:
+            return [lane.name for lane in self.lanes]
         split = self.about.divided.samples()
         return [lane.name for lane in self.lanes if lane.name in split]
 
@@ -47,6 +54,17 @@ class Course:
     def store(self) -> Store:
         """Its checkpoints."""
         return self.folder.store(self.about.scenario.training.keep_checkpoints)
+
+    def told(self, step: int, plan: Plan, division: Task) -> Task:
+        """What the workers are told where the policy was asked; a change is on disk before they hear of it."""
+        about, changed = self.about, plan.sha256 != self.about.divided.sha256
+        if changed:
+            note = f"divided anew by {about.policy.label()} from step {step} on: {plan.samples()}"
+            self.report(note)
+            self.about = about.divided_anew(plan, about.policy, note)
+            self.folder.write_about(self.about)
+        self.folder.journal.write("asked", step=step, plan_sha256=plan.sha256, changed=changed)
+        return {**division, "identity": self.about.identity}
 
 
 def survive(course: Course) -> LaunchResult:
@@ -105,7 +123,16 @@ def _check_identity(course: Course, checkpoint: Checkpoint) -> None:
 
 
 def _launch(course: Course, attempt: Attempt, checkpoint: Checkpoint | None) -> LaunchResult:
-    tasks = training_tasks(course, checkpoint)
+    with ExitStack() as stack:
+        place, hears = None, [attempt.hear]
+        if course.balancing is not None:
+            questions = course.balancing.questions(attempt.from_step, course.about, course.told)
+            place, hear = stack.enter_context(questions)
+            hears.append(hear)
+        return _run(course, training_tasks(course, checkpoint, place), hears)
+
+
+def _run(course: Course, tasks: Sequence[Task], hears: Sequence[Listen]) -> LaunchResult:
     if (watcher := watcher_of(course.tick)) is not None:
         about = course.about
         batch, step_s = about.scenario.workload.global_batch, about.predicted["step_s"]
@@ -118,7 +145,7 @@ def _launch(course: Course, attempt: Attempt, checkpoint: Checkpoint | None) -> 
         timeout_s=course.about.scenario.replay.timeout_s,
         data=course.data,
         progress=_progress(course, tasks),
-        listen=listener(course.tick, attempt.hear),
+        listen=listener(course.tick, *hears),
     )
 
 
@@ -139,8 +166,11 @@ def _progress(course: Course, tasks: Sequence[Task]) -> Progress:
     return progress
 
 
-def training_tasks(course: Course, checkpoint: Checkpoint | None) -> list[Task]:
-    """What is left of the training in chunks, with the checkpoints between them, then the evaluation."""
+def training_tasks(course: Course, checkpoint: Checkpoint | None, place: Path | None = None) -> list[Task]:
+    """What is left of the training in chunks, with the checkpoints between them, then the evaluation.
+
+    With a ``place`` for questions these stand between the chunks, too.
+    """
     about = course.about
     start = checkpoint.manifest.step if checkpoint else 0
     divided = division(about.divided, about.scenario.workload, [lane.name for lane in course.lanes])
@@ -152,15 +182,19 @@ def training_tasks(course: Course, checkpoint: Checkpoint | None) -> list[Task]:
             "step": start,
             "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
             "replanned": replanned,
+            "division": {**divided, "identity": about.identity} if place is not None else None,
             "seed": about.scenario.seed,
         }
     ]
-    for end in stops(start, about.scenario.training.steps, about.checkpoint_every_steps):
+    points = course.balancing.points if course.balancing is not None else []
+    for end in stops(start, about.scenario.training.steps, about.checkpoint_every_steps, points):
         tasks.append({"op": "train", **divided, "offset": start, "steps": end - start})
         start = end
         if saves(end, about.scenario.training.steps, about.checkpoint_every_steps):
             tasks.append(_saving(course, divided, end))
-    return [*tasks, {"op": "evaluate", "rank": divided["ranks"][0], **divided}]
+        if end in points:
+            tasks.append({"op": "rebalance", "step": end, "folder": str(place)})
+    return [*tasks, {"op": "evaluate", **divided}]
 
 
 def _saving(course: Course, divided: Task, step: int) -> Task:
@@ -174,9 +208,11 @@ def _saving(course: Course, divided: Task, step: int) -> Task:
     }
 
 
-def stops(start: int, steps: int, every: int) -> list[int]:
-    """Steps after which training pauses: to report a loss, to write a checkpoint, at the end."""
-    return [step for step in range(start + 1, steps + 1) if step % CHUNK == 0 or saves(step, steps, every)]
+def stops(start: int, steps: int, every: int, points: Container[int] = ()) -> list[int]:
+    """Steps after which training pauses: to report a loss, to write a checkpoint, to ask the policy, at the end."""
+    return [
+        step for step in range(start + 1, steps + 1) if step % CHUNK == 0 or step in points or saves(step, steps, every)
+    ]
 
 
 def saves(step: int, steps: int, every: int) -> bool:

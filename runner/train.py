@@ -15,6 +15,7 @@ from ..sim.engine import simulate
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import Fixed, Policy, View, allocate, describe
+from .balancing import Balancing, asks_again, course_of
 from .calibrate import Report, Tick
 from .checkpoint import Checkpoint
 from .execution import division
@@ -36,6 +37,7 @@ class Training:
 
     policy: str
     plan: Plan
+    """The last one."""
     losses: list[float]
     """Mean loss of each step's global batch."""
     seconds: float
@@ -49,6 +51,7 @@ class Training:
     spent: Spent
     """Where the time went, faults and checkpoints included."""
     folder: Path
+    plan_changes: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -78,6 +81,7 @@ class Training:
             "goodput": self.spent.goodput,
             "wall_s": self.spent.wall_s,
             "faults": self.spent.faults,
+            "plan_changes": self.plan_changes,
             "folder": str(self.folder),
             "notes": self.notes,
         }
@@ -115,13 +119,16 @@ def train(
     rounding, nothing else. Checkpoints, journal and result are in a new folder of ``runs``; after a fault the training
     goes on from the last checkpoint, and ends with the same bytes as if there had been none.
 
+    A policy that adapts is asked again under way where the scenario has rebalance points. What is predicted is then its
+    first plan; what a fault undoes is done again by the plan of that moment: the same result but for rounding.
+
     Raises:
         InputError: it cannot be trained (:func:`trainable`).
         WorkerFailedError: lanes died or hung more often than ``training.restarts`` allows; :func:`resume` goes on.
     """
     plan, data = trainable(scenario, policy, runs)
-    record = describe(policy)
-    predicted = simulate(scenario, Fixed(plan, record)).summary
+    record, adapts = describe(policy), asks_again(scenario, policy)
+    predicted = simulate(scenario.model_copy(update={"rebalance": None}), Fixed(plan, record)).summary
     about = About(
         written_utc=written_utc(),
         scenario=scenario,
@@ -133,11 +140,12 @@ def train(
             "step_s": predicted.step_time_s.p50,
             "throughput_samples_per_s": predicted.throughput_samples_per_s,
         },
-        notes=list(notes),
+        adapts=adapts,
+        notes=[*notes, *(["what is predicted is its first plan"] if adapts else [])],
     )
     folder = new_folder(runs, scenario)
     folder.write_about(about)
-    return _through(folder, about, runs, report, tick)
+    return _through(folder, about, runs, report, tick, policy=policy)
 
 
 def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Path]:
@@ -147,7 +155,7 @@ def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Pat
         InputError: the scenario has disturbances, torch or scikit-learn is missing, the cluster is not of this
             machine's lanes, torch cannot run the plan, or the workload is no classifier or does not run on lanes.
     """
-    refuse_events(dict(scenario))
+    refuse_events(dict(scenario), ("disturbances",))
     _require()
     for lane in lanes_of(scenario):
         if lane.machine:
@@ -163,9 +171,13 @@ def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Pat
 
 def _plan_of(scenario: Scenario, policy: Policy) -> Plan:
     """What a policy answers, if it can be trained by."""
-    plan = allocate(policy, View.of(scenario), scenario)
-    names = [device.name for device in scenario.cluster.devices]
-    refuse_lanes(scenario, division(plan, scenario.workload, names))
+    if asks_again(scenario, policy):
+        course = course_of(scenario, policy)
+        told, plan = course.begin(), course.plans[0][1]
+    else:
+        plan = allocate(policy, View.of(scenario), scenario)
+        told = division(plan, scenario.workload, [device.name for device in scenario.cluster.devices])
+    refuse_lanes(scenario, told)
     return plan
 
 
@@ -181,7 +193,7 @@ def resume(
     Args:
         path: the folder.
         policy: divides the work anew, and the result is the same but for rounding; None: as before, on the same lanes,
-            and the result is the same bit by bit.
+            and the result is the same bit by bit. A policy that adapts is asked again, and begins to see anew.
         report: gets lines for people.
         tick: gets the progress.
 
@@ -197,7 +209,7 @@ def resume(
     with folder.alone():
         _note_killed_driver(folder)
         folder.write_about(about)
-    return _through(folder, about, path.parent, report, tick)
+    return _through(folder, about, path.parent, report, tick, policy=policy)
 
 
 def replanned(about: About, policy: Policy) -> About:
@@ -207,20 +219,14 @@ def replanned(about: About, policy: Policy) -> About:
         InputError: it cannot be trained so (:func:`trainable`), or it has dropout, whose masks belong to the members
             that drew them.
     """
-    plan = _plan_of(about.scenario, policy)
+    plan, record = _plan_of(about.scenario, policy), describe(policy)
+    about = about.model_copy(update={"adapts": asks_again(about.scenario, policy), "policy": record})
     if plan.sha256 == about.divided.sha256:
         return about
     if about.scenario.training.dropout > 0:
         problem = "another plan would deal its dropout anew, and the result would be another"
         raise InputError("--policy or --plan", problem, "go on as it was divided, without either")
-    return about.model_copy(
-        update={
-            "plan": plan.document(),
-            "policy": describe(policy),
-            "former_plans": [*about.former_plans, about.divided.sha256],
-            "notes": [*about.notes, f"divided anew by {describe(policy).label()}: equal to before but for rounding"],
-        }
-    )
+    return about.divided_anew(plan, record, f"divided anew by {record.label()}: equal to before but for rounding")
 
 
 def _require() -> None:
@@ -234,18 +240,20 @@ def _require() -> None:
 def _note_killed_driver(folder: TrainingFolder) -> None:
     """A journal that ends in the midst of a training: its driver was killed, and nobody has written that down."""
     events = folder.journal.read()
-    if events and events[-1]["event"] in ("launch", "begun", "saved", "unsaved", "damaged"):
+    if events and events[-1]["event"] in ("launch", "begun", "asked", "saved", "unsaved", "damaged"):
         folder.journal.write_gap(events)
 
 
-def _through(folder: TrainingFolder, about: About, runs: Path, report: Report, tick: Tick) -> Training:
+def _through(
+    folder: TrainingFolder, about: About, runs: Path, report: Report, tick: Tick, *, policy: Policy | None
+) -> Training:
     """Train to the end, whatever has been done before, and keep the result."""
-    scenario = about.scenario
+    scenario, balancing = about.scenario, Balancing.of(about, policy)
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=scenario.seed)
     if file_sha256(data) != about.data_sha256:
         raise InputError(str(data), "holds other samples than the training began with", "train anew")
     job["dropout"] = scenario.training.dropout
-    course = Course(folder, about, lanes_of(scenario), job, data, report, tick)
+    course = Course(folder, about, lanes_of(scenario), job, data, report, tick, balancing)
     when = f"every {about.checkpoint_every_steps} steps" if about.checkpoint_every_steps else "the last step"
     samples = about.divided.samples()
     report(f"training {scenario.training.steps} steps as {about.policy.label()} divides them: {samples}")
@@ -301,6 +309,7 @@ def summarise_training(course: Course, last: Checkpoint, launch: LaunchResult) -
         scores=_scores(next(answer for answer in answers if answer["predicted"])),
         spent=spent(course.folder.journal.read()),
         folder=course.folder.path,
+        plan_changes=len(about.former_plans),
         notes=about.notes,
     )
 

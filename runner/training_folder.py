@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -45,7 +45,15 @@ class About(BaseModel):
     predicted: dict[str, float]
     former_plans: list[str] = Field(default_factory=list)
     """Digests of the plans that it had before it was divided anew."""
+    adapts: bool = False
+    """Whether its policy is asked again under way."""
     notes: list[str] = Field(default_factory=list)
+
+    def divided_anew(self, plan: Plan, policy: PolicyRecord, note: str) -> Self:
+        """The same training by another plan."""
+        former = [*self.former_plans, self.divided.sha256]
+        update = {"plan": plan.document(), "policy": policy, "former_plans": former, "notes": [*self.notes, note]}
+        return self.model_copy(update=update)
 
     @property
     def identity(self) -> dict[str, str]:

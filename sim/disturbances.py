@@ -146,18 +146,23 @@ def _changed(cluster: Cluster, changes: Mapping[str, dict[str, float]]) -> Clust
     return cluster.model_copy(update={"nodes": nodes})
 
 
-def refuse_events(fields: Mapping[str, Any]) -> None:
-    """Refuse ``disturbances`` and ``rebalance`` where lanes train, which nobody slows down meanwhile.
+EVENTS = ("disturbances", "rebalance")
+"""Fields of a scenario by which a run is more than equal steps of one plan."""
+
+
+def refuse_events(fields: Mapping[str, Any], names: Sequence[str] = EVENTS) -> None:
+    """Refuse what a command does not do to lanes: nobody slows them down where they train.
 
     Args:
         fields: of a scenario, or of its raw document.
+        names: of those that must not be set.
 
     Raises:
-        InputError: one of the two is set.
+        InputError: one of them is.
     """
-    name = "disturbances" if fields.get("disturbances") else "rebalance"
-    if fields.get(name) is not None:
-        raise InputError(name, "is simulated and replayed only", "take it out, or use `steelyard simulate`")
+    for name in names:
+        if fields.get(name) not in (None, []):
+            raise InputError(name, "is simulated and replayed only", "take it out, or use `steelyard simulate`")
 
 
 def by_device(events: Sequence[Any], nodes: object) -> list[Any]:

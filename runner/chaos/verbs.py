@@ -28,10 +28,11 @@ def chaos(
     """Train under random kills, hangs and full disks; exit code 3 unless it ends bit-identically and leaves nothing."""
     from ...policies import policy_from_text
     from ...results.store import to_json, write_text
+    from ...sim.disturbances import EVENTS
     from .chaos import chaos as storm
 
     console = terminal()
-    loaded, _ = load(scenario, settings, runs, force=False, real=True)
+    loaded, _ = load(scenario, settings, runs, force=False, without=EVENTS)
     asked = {"kills": kills, "hangs": hangs, "drivers": drivers, "disks": disks}
     found = storm(loaded, policy_from_text(policy), policy, runs, **asked, seed=seed, report=console.print)
     emit(found.document, as_json, found.rows, f"predicted against measured, {found.folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ def open_document(scenario: str, settings: list[str]) -> tuple[dict[str, Any], P
     return document, folder
 
 
-def load(scenario: str, settings: list[str], runs: Path, force: bool, *, real: bool = False) -> tuple[Any, list[str]]:
+def load(
+    scenario: str, settings: list[str], runs: Path, force: bool, *, without: Sequence[str] = ()
+) -> tuple[Any, list[str]]:
     """The scenario with this host's lanes filled in, and what runs should note about that.
 
-    ``real``: it trains on them, so what is simulated and replayed only is refused, and that before they are calibrated.
+    ``without``: fields that the command has no use for are refused before lanes are calibrated.
     """
     from ...sim.disturbances import refuse_events
     from ...sim.spec import load_scenario
@@ -33,8 +36,7 @@ def load(scenario: str, settings: list[str], runs: Path, force: bool, *, real: b
     fill_in = resolver(runs, force=force, notes=notes)
 
     def resolve(document: dict[str, Any], folder: Path | None) -> dict[str, Any]:
-        if real:
-            refuse_events(document)
+        refuse_events(document, without)
         return fill_in(document, folder)
 
     loaded = load_scenario(scenario, settings, resolve)

@@ -110,7 +110,7 @@ def train(
         with following(console, "training", live, as_json) as tick:
             result = resume(folder, policy=asked, report=console.print, tick=tick)
     else:
-        loaded, notes = load(scenario, settings, runs, force, real=True)
+        loaded, notes = load(scenario, settings, runs, force, without=["disturbances"])
         chosen = asked if asked is not None else policy_from_text("makespan")
         with following(console, "training", live, as_json) as tick:
             result = fit(loaded, chosen, runs, notes=notes, report=console.print, tick=tick)

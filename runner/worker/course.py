@@ -45,7 +45,7 @@ def course(member: Member, task: dict[str, Any]) -> dict[str, Any]:
             begin = member.now()
             steps[told:] = member.settle(steps[told:])
             with member.state.waits():
-                answer = _ask(member, Path(task["folder"]), number, steps[told:])
+                answer = ask(member, Path(task["folder"]), number, steps[told:])
             told, asks = len(steps), answer["again"]
             if answer["division"] != division:
                 part = change(member, division, answer["division"])
@@ -66,7 +66,7 @@ def course(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     return {"steps": steps, "losses": losses, "stood": stood, "slowed_by": slowed_by, "contended": contended}
 
 
-def _ask(member: Member, folder: Path, number: int, steps: Sequence[Sequence[Segment]]) -> Any:
+def ask(member: Member, folder: Path, number: int, steps: Sequence[Sequence[Segment]]) -> Any:
     """Tell the driver what was measured, and wait for the division that goes on."""
     hidden = folder / f".asked-{number}-{member.rank}"
     hidden.write_text(json.dumps(steps))
@@ -77,7 +77,7 @@ def _ask(member: Member, folder: Path, number: int, steps: Sequence[Sequence[Seg
         time.sleep(LOOK_S)
         if time.monotonic() - seen > SIGN_S:
             seen = time.monotonic()
-            say("alive")
+            say("waits")
     return json.loads(answer.read_text())
 
 

@@ -65,6 +65,12 @@ class Member:
         self.loss_parts: list[float] = []
         """This member's part of the losses since then."""
         self.busy_s = self.train_s = 0.0
+        self.division: dict[str, Any] | None = None
+        """How the work is divided at present, in a training that may change that under way."""
+        self.asks = True
+        """Whether it may change it once more."""
+        self.untold: list[list[Segment]] = []
+        """Segments of the steps since the last question."""
         if self.world > 1:
             with self.state.waits():
                 self._join()

@@ -77,6 +77,11 @@ class Whole:
         """As in :class:`Part`: it trains that model."""
 
 
+def at_present(member: Member, task: dict[str, Any]) -> dict[str, Any]:
+    """A task with the division of the moment, where a training may change that under way."""
+    return task if member.division is None else {**task, **member.division}
+
+
 def part_of(member: Member, task: dict[str, Any]) -> Part | None:
     """A member's part in a task's plan; None: it has none. All members must ask, as they make groups together.
 

@@ -19,7 +19,7 @@ from ...sim.noise import stream
 from ..checkpoint import DamagedError, Manifest, Store, Stored, read_manifest, read_proven, shared_states, write_durably
 from ..checkpoint import Part as Own
 from .member import OPTIMIZER_STATES, Member, say
-from .parts import Part, part_of
+from .parts import Part, at_present, part_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,24 +33,31 @@ NOTHING = (bytes(32), 0)
 
 def begin(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Stand where a checkpoint stands, or at the very beginning, with random numbers of the member's own."""
-    part = part_of(member, task)
-    if part is not None:
-        if task["checkpoint"] is None:
-            seed_random(member, task["seed"], 0)
-        else:
-            restore(member, part, Path(task["checkpoint"]), replanned=task["replanned"], seed=task["seed"])
+    part, folder = part_of(member, task), task["checkpoint"] and Path(task["checkpoint"])
+    if task["division"] is not None:
+        member.division = task["division"]
+        member.group(range(member.world))
+    if part is not None and folder is not None:
+        restore(member, part, folder, replanned=task["replanned"], seed=task["seed"])
+    else:
+        seed_random(member, task["seed"], task["step"])
+    if part is None and folder is not None:  # it may be given a part later
+        member.losses = losses_of(folder, read_manifest(folder))
+    if part is not None or member.division is not None:
         say(f"begun {task['step']}")
     return {}
 
 
 def checkpoint(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Write a checkpoint together; where one member cannot, there is none, and the training goes on."""
+    task = at_present(member, task)
     ranks: list[int] = task["ranks"]
     part = part_of(member, task)
+    start = member.now()
+    if part is not None or member.division is not None:
+        share_losses(member, ranks if member.division is None else range(member.world))
     if part is None:
         return {}
-    start = member.now()
-    share_losses(member, ranks)
     state, random = state_bytes(member, part), random_bytes(member)
     digests = gathered(member, ranks, hashlib.sha256(state).digest())
     writers = [ranks[first] for first in shared_states(digests)]
@@ -126,7 +133,7 @@ def restore(member: Member, part: Part, folder: Path, *, replanned: bool, seed: 
         load_random(member, read_proven(folder / own.random, manifest.files[own.random]))
     member.busy_s = own.busy_s if own is not None else 0.0
     member.train_s = max(each.train_s for each in manifest.parts)
-    member.losses = losses_in(read_proven(folder / manifest.losses, manifest.files[manifest.losses]))
+    member.losses = losses_of(folder, manifest)
 
 
 def collected(folder: Path, manifest: Manifest, files: Iterable[str], names: Set[str]) -> dict[str, torch.Tensor]:
@@ -188,11 +195,16 @@ def cut(tensor: torch.Tensor, piece: str) -> torch.Tensor:
     return chunks[int(number)] if int(number) < len(chunks) else tensor[:0]
 
 
-def losses_in(data: bytes) -> list[float]:
-    """The losses in a file of a checkpoint."""
+def losses_of(folder: Path, manifest: Manifest) -> list[float]:
+    """The losses in a checkpoint.
+
+    Raises:
+        DamagedError: their file has changed since the driver proved it.
+    """
     from safetensors.torch import load
 
-    losses: list[float] = load(data)["losses"].tolist()
+    tensors = load(read_proven(folder / manifest.losses, manifest.files[manifest.losses]))
+    losses: list[float] = tensors["losses"].tolist()
     return losses
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from . import course, operators, proof, saving, speed, timing, training
+from . import balancing, course, operators, proof, saving, speed, timing, training
 from .member import Member
 
 Operation = Callable[[Member, dict[str, Any]], dict[str, Any]]
@@ -18,6 +18,7 @@ FAMILIES: tuple[Mapping[str, Operation], ...] = (
     timing.TASKS,
     training.TASKS,
     saving.TASKS,
+    balancing.TASKS,
     operators.TASKS,
 )
 

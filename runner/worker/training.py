@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .member import Member, Segment, say
-from .parts import hand_weight, holders_of, part_of
+from .parts import at_present, hand_weight, holders_of, part_of
 
 EVALUATED_AT_ONCE = 256
 
@@ -28,7 +28,7 @@ def gradients(member: Member, task: dict[str, Any]) -> dict[str, Any]:
 
 def train(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Training steps that follow those of the task before; nothing is measured again."""
-    part = part_of(member, task)
+    part = part_of(member, at_present(member, task))
     begin = member.now()
     losses: list[float] = []
     steps: list[list[Segment]] = []
@@ -38,28 +38,29 @@ def train(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         losses.append(part.step((task["offset"] + number) * member.job["global_batch"], steps[-1]))
     end = member.now()
     losses = list(map(float, losses))
-    busy = sum(
-        finish - start
-        for step in member.settle(steps)
-        for kind, _, start, finish, *_ in step
-        if kind != "communication"
-    )
+    steps = member.settle(steps)
+    busy = sum(finish - start for step in steps for kind, _, start, finish, *_ in step if kind != "communication")
+    if member.division is not None:  # whoever has no part now may have one later: all have the same number of steps
+        losses, steps = losses or [0.0] * task["steps"], steps or [[] for _ in range(task["steps"])]
+        member.untold += steps
     member.loss_parts += losses
     member.busy_s, member.train_s = member.busy_s + busy, member.train_s + end - begin
     return {"loss": losses[-1] if losses else 0.0}
 
 
 def evaluate(member: Member, task: dict[str, Any]) -> dict[str, Any]:
-    """Predicted and true labels of the held-out samples, on one member; the rest hand it the weights that it lacks."""
+    """Predicted and true labels of the held-out samples, on the first who takes part; others hand it what it lacks."""
     import torch
 
+    task = at_present(member, task)
+    judge = task["ranks"][0]
     if (part := part_of(member, task)) is not None:
         part.hand_back()
     for place, holders in enumerate(holders_of(member, task)):
-        if task["rank"] not in holders:
+        if judge not in holders:
             with member.state.waits():
-                hand_weight(member, place, (min(holders), task["rank"]))
-    if member.rank != task["rank"]:
+                hand_weight(member, place, (min(holders), judge))
+    if member.rank != judge:
         return {"predicted": [], "labels": []}
     member.model.eval()
     predicted: list[int] = []

@@ -25,7 +25,6 @@ SET = {
     ("path", "changes"),
     [
         ("disturbances", {"disturbances": EVENTS}),
-        ("rebalance", {"rebalance": Rebalance()}),
         ("disturbances", {"disturbances": EVENTS, "rebalance": Rebalance()}),
     ],
 )
@@ -38,12 +37,12 @@ def test_train_refuses(tiny_scenario: Scenario, tmp_path: Path, path: str, chang
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", SET)
+@pytest.mark.parametrize(("verb", "path"), [("train", "disturbances"), *(("chaos", path) for path in SET)])
 def test_the_command_refuses_before_it_calibrates(
-    path: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, path: str, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tiny_folder / "runs"
-    assert run(["train", str(tiny_folder / "tiny.toml"), "--runs", str(runs), "--set", SET[path]]) == 2
+    assert run([verb, str(tiny_folder / "tiny.toml"), "--runs", str(runs), "--set", SET[path]]) == 2
     assert capsys.readouterr().err == (
         f"steelyard: {path}: is simulated and replayed only (take it out, or use `steelyard simulate`)\n"
     )
