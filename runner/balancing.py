@@ -38,7 +38,9 @@ def asks_again(scenario: Scenario, policy: Policy) -> bool:
 def course_of(scenario: Scenario, policy: Policy) -> Course:
     """A training as a run whose plan may change: as many steps as it has."""
     sampling = scenario.sampling.model_copy(update={"steps": scenario.training.steps})
-    return Course(scenario.model_copy(update={"sampling": sampling, "disturbances": []}), policy)
+    found = Course(scenario.model_copy(update={"sampling": sampling, "disturbances": []}), policy)
+    found.changes_left = scenario.rebalance.at_most if scenario.rebalance is not None else 0
+    return found
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class Balancing:
 
     @property
     def points(self) -> list[int]:
-        """Steps before which the policy is asked."""
-        return self.course.points
+        """Steps before which the policy is asked, where it may change its plan once more."""
+        return self.course.points if self.course.changes_left else []
 
     @contextmanager
     def questions(self, step: int, about: About, told: Told) -> Iterator[tuple[Path, Listen]]:
@@ -81,7 +83,7 @@ class Balancing:
             about: the training by then.
             told: is asked before any answer.
         """
-        self.course.go_on(step, about.divided, changes=len(about.former_plans))
+        self.course.go_on(step, about.divided, changes=about.plan_changes)
         place = new_place()
         try:
             yield place, Answering(self.course, place, len(self.course.names), told).hear

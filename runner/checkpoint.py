@@ -70,6 +70,8 @@ class Manifest(BaseModel):
     plan_sha256: str
     data_sha256: str
     parts: list[Part]
+    absent_busy_s: dict[str, float] = Field(default_factory=dict)
+    """Of the lanes without a part at present, where that may change under way: seconds that they have computed."""
     losses: FileName
     """Mean loss of each step so far, in fp64."""
     files: dict[FileName, Stored]

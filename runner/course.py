@@ -21,7 +21,7 @@ from typing import Any
 from ..results.errors import InputError
 from ..sim.adaptive import WAITING, WORKING, Step, decision, is_adaptive
 from ..sim.moving import Change
-from ..sim.plan import Plan
+from ..sim.plan import Infeasible, Plan
 from ..sim.spec import Scenario
 from ..sim.view import Policy, View, allocate
 from .calibrate import Tick
@@ -32,6 +32,7 @@ from .launch import LaunchResult, Task, run_group, ticking
 from .live import listener, watcher_of
 from .pacing import Pacing
 from .places import new_place
+from .runnable import refuse_lanes
 
 
 @dataclass
@@ -108,8 +109,11 @@ class Course:
             history=tuple(self.history),
             plans={plan.sha256: plan for _, plan in self.plans},
         )
-        plan = allocate(self.policy, view, self.scenario)
-        refusal = self._refusal(plan)
+        try:
+            plan = allocate(self.policy, view, self.scenario)
+            refusal = self._refusal(plan)
+        except Infeasible as error:
+            plan, refusal = current, str(error)
         plan = current if refusal else plan
         changed = plan.sha256 != current.sha256
         price = view.change_to(plan) if changed else Change()
@@ -122,7 +126,7 @@ class Course:
     def _refusal(self, plan: Plan) -> str:
         """Why a plan cannot be gone on with; empty where it can."""
         try:
-            self.divide(plan)
+            refuse_lanes(self.scenario, self.divide(plan))
         except InputError as error:
             return str(error)
         return ""

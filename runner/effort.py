@@ -122,12 +122,12 @@ def next_turn(runs: Sequence[Seen], launches: int, *, left_s: float | None, run_
         return Turn(None, f"the budget is spent after {done} runs")
     if fewest < launches:
         return Turn(counts.index(fewest))
-    wanting = needs(runs)
-    index = wanting.index(max(wanting))
+    wanting = {index: need for index, need in enumerate(needs(runs)) if counts[index] < MOST_TIMES * launches}
+    if not wanting:
+        return Turn(None, f"{MOST_TIMES * launches} runs of each are the most")
+    index = max(wanting, key=lambda each: wanting[each])
     if wanting[index] <= 1:
-        return Turn(None, f"every mean is known as well as its decisions need, after {done} runs")
-    if counts[index] >= MOST_TIMES * launches:
-        return Turn(None, f"{counts[index]} runs of one policy are the most")
+        return Turn(None, f"every mean is known as well as its decisions need or can be, after {done} runs")
     return Turn(index)
 
 

@@ -35,7 +35,7 @@ FLAT = (64, 1024, 8192, 65536, 262144, 2**20, 2**21)
 SECONDS = 55.0
 """What measuring takes, about; the slowest lane decides."""
 TIMEOUT_S = 60.0
-VERSION = 2
+FORMER, VERSION = 1, 2
 """Of the file of tables. 2: passes are medians over more rounds."""
 ROUNDS, STEPS = 2, 5
 """Operators are timed in so many rounds, and the shortest time counts: neighbours lengthen, never shorten.
@@ -135,14 +135,14 @@ def calibrate_operators(
         path: of the file of tables.
         dtype: of the operators.
         force: use tables of another machine.
-        again: measure although there is a file.
+        again: measure although there is a file. One of a former version is measured anew in any case.
         report: gets lines for people.
 
     Raises:
         InputError: torch is not installed, or the file is damaged or of another machine.
         WorkerFailedError: a lane died while it was measured.
     """
-    if path.is_file() and not again:
+    if path.is_file() and not again and parse_file(path).get("schema_version") != FORMER:
         found = read_tables(path, force=force)
         if set(found) == {lane.name for lane in lanes}:
             return found

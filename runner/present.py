@@ -14,7 +14,6 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 
 from ..results.record import digest
 from ..results.store import written_utc
@@ -76,30 +75,45 @@ def _count(tasks: Sequence[Task]) -> int:
     return sum(bool(task.get("opening")) for task in tasks)
 
 
-def at_known_speed(scenario: Scenario) -> Scenario:
+def at_known_speed(scenario: Scenario) -> Scenario | None:
     """The scenario with the noise that is left in launches whose gauges have told how fast they are.
 
-    At calibration a launch has several residuals, each of as many blocks as a plan has in a launch. How far they lie
-    from their launch's mean is that noise, with the gauge's own, which is of a few blocks, too. Lanes whose launches
-    have one residual each keep all of their noise.
+    At calibration a launch has several residuals, each of as many blocks as a plan has in a launch. What they differ by
+    within their launch is that noise, with the gauge's own, which is of a few blocks, too. It is kept as Helmert's
+    contrasts (1876, recalled): one less than a launch has residuals, of the same variance, without the launch's mean.
+
+    Returns:
+        None where no lane has such residuals: tables that were measured by a former version, or refined.
     """
+    wider = math.sqrt(1 + BLOCKS_PER_PLAN / (ROUNDS * len(PLACES)))
+    count = 0
 
     def steady(device: Device) -> Device:
+        nonlocal count
         profile = device.profile
-        if profile is None or profile.launch_groups < 2:
+        if profile is None or (groups := profile.launch_groups) < 2 or len(profile.launch_residuals) < 2 * groups:
             return device
-        count = profile.launch_groups
-        residuals = profile.launch_residuals
-        launches = [residuals[start : start + count] for start in range(0, len(residuals), count)]
-        wider = math.sqrt(count / (count - 1) * (1 + BLOCKS_PER_PLAN / (ROUNDS * len(PLACES))))
-        left = [wider * (each - fmean(launch)) for launch in launches for each in launch]
+        count += 1
+        starts = range(0, len(profile.launch_residuals), groups)
+        launches = [profile.launch_residuals[start : start + groups] for start in starts]
+        left = [wider * each for launch in launches for each in contrasts(launch)]
         return device.model_copy(update={"profile": profile.model_copy(update={"launch_residuals": left})})
 
     nodes = [
         node.model_copy(update={"devices": [steady(device) for device in node.devices]})
         for node in scenario.cluster.nodes
     ]
-    return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+    known = scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+    return known if count else None
+
+
+def contrasts(values: Sequence[float]) -> list[float]:
+    """Helmert's contrasts: one less than values, each of mean 0; their squares sum to those of the deviations."""
+    return [
+        (sum(values[:place]) - place * own) / math.sqrt(place * (place + 1))
+        for place, own in enumerate(values)
+        if place > 0
+    ]
 
 
 @dataclass

@@ -61,9 +61,12 @@ class Course:
         if changed:
             note = f"divided anew by {about.policy.label()} from step {step} on: {plan.samples()}"
             self.report(note)
-            self.about = about.divided_anew(plan, about.policy, note)
+            anew = about.divided_anew(plan, about.policy, note)
+            self.about = anew.model_copy(update={"plan_changes": about.plan_changes + 1})
             self.folder.write_about(self.about)
-        self.folder.journal.write("asked", step=step, plan_sha256=plan.sha256, changed=changed)
+        assert self.balancing is not None, "asked in a training whose plan does not change"
+        refused = self.balancing.course.decisions[-1].get("refused", "")
+        self.folder.journal.write("asked", step=step, plan_sha256=plan.sha256, changed=changed, refused=refused)
         return {**division, "identity": self.about.identity}
 
 
@@ -83,9 +86,6 @@ def survive(course: Course) -> LaunchResult:
         attempt = Attempt(journal, course.members, checkpoint.manifest.step if checkpoint else 0, first)
         try:
             return _launch(course, attempt, checkpoint)
-        except KeyboardInterrupt:
-            attempt.interrupt()
-            raise
         except FaultError as error:
             attempt.fail(error.fault)
             in_vain = 1 if attempt.saved_step > attempt.from_step else in_vain + 1
@@ -94,6 +94,9 @@ def survive(course: Course) -> LaunchResult:
                 raise
             before, first = now, first + 1
             course.report(_told(error.fault, attempt))
+        except BaseException:
+            attempt.interrupt()
+            raise
 
 
 def _told(fault: Fault, attempt: Attempt) -> str:
@@ -187,25 +190,18 @@ def training_tasks(course: Course, checkpoint: Checkpoint | None, place: Path | 
         }
     ]
     points = course.balancing.points if course.balancing is not None else []
+    saving = {"folder": str(course.store.folder.resolve()), "keep": course.store.keep, "identity": about.identity}
+    if place is not None:  # from here on the members know
+        divided = {}
+        saving.pop("identity")
     for end in stops(start, about.scenario.training.steps, about.checkpoint_every_steps, points):
         tasks.append({"op": "train", **divided, "offset": start, "steps": end - start})
         start = end
         if saves(end, about.scenario.training.steps, about.checkpoint_every_steps):
-            tasks.append(_saving(course, divided, end))
+            tasks.append({"op": "checkpoint", **divided, **saving, "step": end})
         if end in points:
             tasks.append({"op": "rebalance", "step": end, "folder": str(place)})
     return [*tasks, {"op": "evaluate", **divided}]
-
-
-def _saving(course: Course, divided: Task, step: int) -> Task:
-    return {
-        "op": "checkpoint",
-        **divided,
-        "step": step,
-        "folder": str(course.store.folder.resolve()),
-        "keep": course.store.keep,
-        "identity": course.about.identity,
-    }
 
 
 def stops(start: int, steps: int, every: int, points: Container[int] = ()) -> list[int]:

@@ -141,11 +141,19 @@ def train(
             "throughput_samples_per_s": predicted.throughput_samples_per_s,
         },
         adapts=adapts,
-        notes=[*notes, *(["what is predicted is its first plan"] if adapts else [])],
+        notes=[*notes, *_asked(scenario, adapts)],
     )
-    folder = new_folder(runs, scenario)
+    folder, about = new_folder(runs, scenario), about.signed(scenario.model_dump(mode="json"))
     folder.write_about(about)
-    return _through(folder, about, runs, report, tick, policy=policy)
+    with folder.alone():
+        return _through(folder, about, runs, report, tick, policy=policy)
+
+
+def _asked(scenario: Scenario, adapts: bool) -> list[str]:
+    """What must be known of how often the policy is asked."""
+    if adapts:
+        return ["what is predicted is its first plan"]
+    return ["rebalance is not used: its policy is asked once"] if scenario.rebalance is not None else []
 
 
 def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Path]:
@@ -172,6 +180,9 @@ def trainable(scenario: Scenario, policy: Policy, runs: Path) -> tuple[Plan, Pat
 def _plan_of(scenario: Scenario, policy: Policy) -> Plan:
     """What a policy answers, if it can be trained by."""
     if asks_again(scenario, policy):
+        if scenario.training.dropout > 0:
+            problem = "is drawn by the members: a plan that changes under way would deal it anew"
+            raise InputError("training.dropout", problem, "use 0, or a policy that keeps its plan")
         course = course_of(scenario, policy)
         told, plan = course.begin(), course.plans[0][1]
     else:
@@ -203,13 +214,14 @@ def resume(
     """
     _require()
     folder = TrainingFolder(path)
-    about = folder.read_about()
-    if policy is not None:
-        about = replanned(about, policy)
+    folder.read_about()  # whether there is one: the lock would be a file in any folder
     with folder.alone():
+        about = folder.read_about()
+        if policy is not None:
+            about = replanned(about, policy)
         _note_killed_driver(folder)
         folder.write_about(about)
-    return _through(folder, about, path.parent, report, tick, policy=policy)
+        return _through(folder, about, path.parent, report, tick, policy=policy)
 
 
 def replanned(about: About, policy: Policy) -> About:
@@ -219,8 +231,11 @@ def replanned(about: About, policy: Policy) -> About:
         InputError: it cannot be trained so (:func:`trainable`), or it has dropout, whose masks belong to the members
             that drew them.
     """
-    plan, record = _plan_of(about.scenario, policy), describe(policy)
-    about = about.model_copy(update={"adapts": asks_again(about.scenario, policy), "policy": record})
+    record, adapts = describe(policy), asks_again(about.scenario, policy)
+    if adapts and about.adapts and record == about.policy:  # it goes on with what it has come to
+        return about
+    plan = _plan_of(about.scenario, policy)
+    about = about.model_copy(update={"adapts": adapts, "policy": record})
     if plan.sha256 == about.divided.sha256:
         return about
     if about.scenario.training.dropout > 0:
@@ -247,7 +262,7 @@ def _note_killed_driver(folder: TrainingFolder) -> None:
 def _through(
     folder: TrainingFolder, about: About, runs: Path, report: Report, tick: Tick, *, policy: Policy | None
 ) -> Training:
-    """Train to the end, whatever has been done before, and keep the result."""
+    """Train to the end, whatever has been done before, and keep the result; the folder is held."""
     scenario, balancing = about.scenario, Balancing.of(about, policy)
     job, data = job_of(scenario.workload, scenario.training, runs / "calibrations", seed=scenario.seed)
     if file_sha256(data) != about.data_sha256:
@@ -258,17 +273,16 @@ def _through(
     samples = about.divided.samples()
     report(f"training {scenario.training.steps} steps as {about.policy.label()} divides them: {samples}")
     report(f"a checkpoint after {when}, in {folder.path}")
-    with folder.alone():
-        try:
-            launch = survive(course)
-        except KeyboardInterrupt:
-            report(f"to go on: steelyard train --resume {folder.path}")
-            raise
-        except WorkerFailedError as error:
-            raise WorkerFailedError(f"{error}; to go on: steelyard train --resume {folder.path}") from error
-        folder.journal.write("done")
-        result = summarise_training(course, _last(course), launch)
-        folder.write_result(result.document())
+    try:
+        launch = survive(course)
+    except KeyboardInterrupt:
+        report(f"to go on: steelyard train --resume {folder.path}")
+        raise
+    except WorkerFailedError as error:
+        raise WorkerFailedError(f"{error}; to go on: steelyard train --resume {folder.path}") from error
+    folder.journal.write("done")
+    result = summarise_training(course, _last(course), launch)
+    folder.write_result(result.document())
     return result
 
 
@@ -297,7 +311,8 @@ def summarise_training(course: Course, last: Checkpoint, launch: LaunchResult) -
     answers = [answer for rank in range(len(course.lanes)) for _, answer in launch.of("evaluate", rank)]
     losses: list[float] = load(last.read(manifest.losses))["losses"].tolist()
     seconds = max(part.train_s for part in manifest.parts)
-    busy = {part.lane: part.busy_s / seconds for part in manifest.parts}
+    busy_s = {**manifest.absent_busy_s, **{part.lane: part.busy_s for part in manifest.parts}}
+    busy = {lane: each / seconds for lane, each in busy_s.items()}
     return Training(
         policy=about.policy.label(),
         plan=about.divided,
@@ -309,7 +324,7 @@ def summarise_training(course: Course, last: Checkpoint, launch: LaunchResult) -
         scores=_scores(next(answer for answer in answers if answer["predicted"])),
         spent=spent(course.folder.journal.read()),
         folder=course.folder.path,
-        plan_changes=len(about.former_plans),
+        plan_changes=about.plan_changes,
         notes=about.notes,
     )
 

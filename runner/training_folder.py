@@ -37,6 +37,8 @@ class About(BaseModel):
     schema_version: int = Field(default=SCHEMA_VERSION, ge=SCHEMA_VERSION, le=SCHEMA_VERSION)
     written_utc: str
     scenario: Scenario
+    scenario_sha256: str = ""
+    """Of the scenario as it was written first: a later version may know more fields."""
     policy: PolicyRecord
     plan: dict[str, Any]
     data_sha256: str
@@ -47,6 +49,8 @@ class About(BaseModel):
     """Digests of the plans that it had before it was divided anew."""
     adapts: bool = False
     """Whether its policy is asked again under way."""
+    plan_changes: int = Field(default=0, ge=0)
+    """Of its policy's own, under way."""
     notes: list[str] = Field(default_factory=list)
 
     def divided_anew(self, plan: Plan, policy: PolicyRecord, note: str) -> Self:
@@ -55,11 +59,19 @@ class About(BaseModel):
         update = {"plan": plan.document(), "policy": policy, "former_plans": former, "notes": [*self.notes, note]}
         return self.model_copy(update=update)
 
+    def signed(self, scenario: dict[str, Any]) -> Self:
+        """The same with the digest of the scenario, where it has none yet.
+
+        Args:
+            scenario: as it is written.
+        """
+        return self if self.scenario_sha256 else self.model_copy(update={"scenario_sha256": digest(scenario)})
+
     @property
     def identity(self) -> dict[str, str]:
         """What a checkpoint must be of, to be one of this training."""
         return {
-            "scenario_sha256": digest(self.scenario.model_dump(mode="json")),
+            "scenario_sha256": self.scenario_sha256,
             "plan_sha256": self.divided.sha256,
             "data_sha256": self.data_sha256,
         }
@@ -113,7 +125,9 @@ class TrainingFolder:
         if not path.is_file():
             raise InputError(str(self.path), "is no folder of a training", "give a folder runs/train-... to --resume")
         try:
-            return About.model_validate(read_json(path))
+            document = read_json(path)
+            about = About.model_validate(document)
+            return about.signed(document["scenario"])
         except ValidationError as error:
             raise InputError(str(path), error.errors()[0]["msg"], "the folder is damaged; train again") from error
 

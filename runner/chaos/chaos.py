@@ -11,6 +11,7 @@ from typing import Any
 
 from ...results.record import digest
 from ...results.store import code_provenance, slug, to_json, write_text, written_utc
+from ...sim.disturbances import refuse_events
 from ...sim.engine import simulate
 from ...sim.spec import Scenario
 from ...sim.view import Fixed, Policy, describe
@@ -90,6 +91,7 @@ def chaos(
         InputError: it cannot be trained (:func:`~steelyard.runner.train.trainable`); nothing is written.
         WorkerFailedError: a training ended otherwise than well.
     """
+    refuse_events(dict(scenario))
     plan, _ = trainable(scenario, policy, runs)
     lanes = {lane.name: (rank, lane) for rank, lane in enumerate(lanes_of(scenario)) if lane.name in plan.samples()}
     members = {name: rank for name, (rank, _) in lanes.items()}

@@ -68,9 +68,9 @@ def main() -> None:
 
 def _load_for(tasks: list[dict[str, Any]]) -> None:
     """Load now what pipelines and sharded states need: later, a member is silent for seconds, and taken to hang."""
-    plans = [task.get("division", task) for task in tasks]
+    plans = [task.get("division") or task for task in tasks]
     programs = [plan["program"] for plan in plans if "program" in plan]
-    if programs:
+    if programs or any(task["op"] == "rebalance" for task in tasks):
         from . import staged  # noqa: F401 - to be there
     if any(program.get("zero", 0) > 1 for program in programs):
         from . import fully  # noqa: F401

@@ -78,7 +78,7 @@ class Whole:
 
 
 def at_present(member: Member, task: dict[str, Any]) -> dict[str, Any]:
-    """A task with the division of the moment, where a training may change that under way."""
+    """A task with the division of the moment, where a training may change that under way: it has none of its own."""
     return task if member.division is None else {**task, **member.division}
 
 

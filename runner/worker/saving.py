@@ -42,7 +42,8 @@ def begin(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     else:
         seed_random(member, task["seed"], task["step"])
     if part is None and folder is not None:  # it may be given a part later
-        member.losses = losses_of(folder, read_manifest(folder))
+        manifest = read_manifest(folder)
+        member.losses, member.busy_s = losses_of(folder, manifest), computed_s(member, manifest)
     if part is not None or member.division is not None:
         say(f"begun {task['step']}")
     return {}
@@ -54,8 +55,16 @@ def checkpoint(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     ranks: list[int] = task["ranks"]
     part = part_of(member, task)
     start = member.now()
-    if part is not None or member.division is not None:
-        share_losses(member, ranks if member.division is None else range(member.world))
+    absent_busy_s: dict[str, float] = {}
+    if member.division is not None:
+        everybody = range(member.world)
+        share_losses(member, everybody)
+        computed = gathered(member, everybody, struct.pack("<d", member.busy_s))
+        absent = [rank for rank in everybody if rank not in ranks]
+        lanes = member.job["lanes"]
+        absent_busy_s = {lanes[rank]["name"]: struct.unpack("<d", computed[rank])[0] for rank in absent}
+    elif part is not None:
+        share_losses(member, ranks)
     if part is None:
         return {}
     state, random = state_bytes(member, part), random_bytes(member)
@@ -65,7 +74,9 @@ def checkpoint(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     own = write_own(member, store, task["step"], state if member.rank in writers else None, random)
     told = [WRITTEN.unpack(each) for each in gathered(member, ranks, own)]
     if member.rank == ranks[0]:
-        if all(each[0] for each in told) and commit(member, store, task, writers, told):
+        if all(each[0] for each in told) and commit(
+            member, store, {**task, "absent_busy_s": absent_busy_s}, writers, told
+        ):
             say(f"saved {task['step']} {member.now() - start:.6f}")
         else:
             store.abandon(task["step"])
@@ -106,7 +117,15 @@ def commit(
         files[LOSSES] = write_durably(store.partial(step) / LOSSES, save({"losses": _fp64(member.losses)}))
         position = step * member.job["global_batch"]
         store.commit(
-            Manifest(step=step, next_sample=position, parts=parts, losses=LOSSES, files=files, **task["identity"])
+            Manifest(
+                step=step,
+                next_sample=position,
+                parts=parts,
+                losses=LOSSES,
+                files=files,
+                absent_busy_s=task["absent_busy_s"],
+                **task["identity"],
+            )
         )
     except OSError as error:
         say(f"unsaved {step} {error.strerror}")
@@ -131,7 +150,7 @@ def restore(member: Member, part: Part, folder: Path, *, replanned: bool, seed: 
         seed_random(member, seed, manifest.step)
     else:
         load_random(member, read_proven(folder / own.random, manifest.files[own.random]))
-    member.busy_s = own.busy_s if own is not None else 0.0
+    member.busy_s = computed_s(member, manifest)
     member.train_s = max(each.train_s for each in manifest.parts)
     member.losses = losses_of(folder, manifest)
 
@@ -153,7 +172,7 @@ def collected(folder: Path, manifest: Manifest, files: Iterable[str], names: Set
             tensors = load(read_proven(folder / file, manifest.files[file]))
             found.update({name: tensors[name] for name in missing & tensors.keys()})
     if missing := names - found.keys():
-        found.update(recut([load(read_proven(folder / file, manifest.files[file])) for file in files], missing))
+        found.update(recut((load(read_proven(folder / file, manifest.files[file])) for file in files), missing))
     if missing := names - found.keys():
         raise DamagedError(f"{folder}: has no {min(missing)}")
     return found
@@ -193,6 +212,12 @@ def cut(tensor: torch.Tensor, piece: str) -> torch.Tensor:
     number, _, count = piece.partition("of")
     chunks = tensor.chunk(int(count))
     return chunks[int(number)] if int(number) < len(chunks) else tensor[:0]
+
+
+def computed_s(member: Member, manifest: Manifest) -> float:
+    """Seconds that a member's lane had computed when a checkpoint was written."""
+    own = next((each.busy_s for each in manifest.parts if each.rank == member.rank), None)
+    return manifest.absent_busy_s.get(member.lane["name"], 0.0) if own is None else own
 
 
 def losses_of(folder: Path, manifest: Manifest) -> list[float]:

@@ -42,7 +42,7 @@ def train(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     busy = sum(finish - start for step in steps for kind, _, start, finish, *_ in step if kind != "communication")
     if member.division is not None:  # whoever has no part now may have one later: all have the same number of steps
         losses, steps = losses or [0.0] * task["steps"], steps or [[] for _ in range(task["steps"])]
-        member.untold += steps
+        member.untold += steps if member.asks else []
     member.loss_parts += losses
     member.busy_s, member.train_s = member.busy_s + busy, member.train_s + end - begin
     return {"loss": losses[-1] if losses else 0.0}
