@@ -65,7 +65,7 @@ class Balancing:
         try:
             policy = make_policy(about.policy.name, about.policy.parameters) if policy is None else policy
         except InputError as error:
-            problem = f"is asked again while it trains, and is none that is known here ({error})"
+            problem = "is asked again while it trains, and is none that is known here"
             raise InputError(f"policy {about.policy.name}", problem, "name it with --policy") from error
         return cls(course_of(about.scenario, policy))
 

@@ -21,7 +21,7 @@ from typing import Any
 from ..results.errors import InputError
 from ..sim.adaptive import WAITING, WORKING, Step, decision, is_adaptive
 from ..sim.moving import Change
-from ..sim.plan import Infeasible, Plan
+from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from ..sim.view import Policy, View, allocate
 from .calibrate import Tick
@@ -97,7 +97,7 @@ class Course:
     def ask(self, step: int, measured: Sequence[Step]) -> Task:
         """What the workers go on with, from a step on, given what was measured since the last question.
 
-        A plan that torch cannot run changes nothing: the run keeps the plan it has, and the decision says why.
+        No plan, or one that torch cannot run, changes nothing: the run keeps what it has, and the decision says why.
         """
         self.history += measured
         current = self.plans[-1][1]
@@ -112,7 +112,7 @@ class Course:
         try:
             plan = allocate(self.policy, view, self.scenario)
             refusal = self._refusal(plan)
-        except Infeasible as error:
+        except InputError as error:  # no plan, or none that keeps the rules
             plan, refusal = current, str(error)
         plan = current if refusal else plan
         changed = plan.sha256 != current.sha256

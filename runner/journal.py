@@ -214,5 +214,6 @@ def _on_one_clock(events: Sequence[Event]) -> list[Event]:
     for event in events:
         if found and event["at_s"] + shift_s < found[-1]["at_s"]:
             shift_s = found[-1]["at_s"] - event["at_s"]
-        found.append({**event, "at_s": event["at_s"] + shift_s})
+        at_s = event["at_s"] + shift_s
+        found.append({**event, "at_s": max(at_s, found[-1]["at_s"]) if found else at_s})  # rounding, too, goes forward
     return found

@@ -127,7 +127,8 @@ def _check_identity(course: Course, checkpoint: Checkpoint) -> None:
 
 def _launch(course: Course, attempt: Attempt, checkpoint: Checkpoint | None) -> LaunchResult:
     with ExitStack() as stack:
-        place, hears = None, [attempt.hear]
+        place = None
+        hears: list[Listen] = [attempt.hear]
         if course.balancing is not None:
             questions = course.balancing.questions(attempt.from_step, course.about, course.told)
             place, hear = stack.enter_context(questions)
