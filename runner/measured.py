@@ -81,7 +81,6 @@ def measured_run(
     rows = [row for number, launch in enumerate(launches) for row in _event_rows(launch, index, names, number)]
     events = measured_events(rows)
     times = step_times(events)
-    medians = [quantiles(times[launch]).p50 for launch in sorted(times)]
     split = entry.plan.samples()
     devices = {
         name: ledger.model_copy(update={"samples": split.get(name, 0)})
@@ -90,7 +89,7 @@ def measured_run(
     summary = summarise(
         scenario,
         step_time=quantiles([seconds for each in times.values() for seconds in each]),
-        launch_medians=medians,
+        launch_medians=[quantiles(times[launch]).p50 for launch in sorted(times)],
         devices=devices,
         bound_s=lower_bound_s(View.of(scenario)),
         steps=sum(len(each) for each in times.values()),
@@ -99,21 +98,31 @@ def measured_run(
     )
     summary = summary.model_copy(update={"split_bound_step_time_s": split_bound_s(scenario)})
     assert entry.prediction is not None
-    found = {
-        **(measurement.provenance or provenance(scenario)),
-        "contention": {
-            **contention(measurement, index, drift),
-            "drift_factors": drift.factors(entry.plan),
-            "foretold_factors": list(foretold),
+    manifest = measured_manifest(scenario, entry.prediction, index, sealed, seed=seed, plan_sha256=entry.plan.sha256)
+    told = {
+        "label": entry.label,
+        "policy": entry.record,
+        "twin_of": entry.twin_of,
+        "notes": list(notes),
+        "provenance": {
+            **(measurement.provenance or provenance(scenario)),
+            **_circumstances(entry, index, measurement, drift, foretold),
         },
+    }
+    return Run(manifest=manifest.model_copy(update=told), plan=entry.plan.document(), summary=summary, events=events)
+
+
+def _circumstances(
+    entry: Entry, index: int, measurement: Measurement, drift: Drift, foretold: Sequence[float]
+) -> dict[str, Any]:
+    """How a plan was measured, and what disturbed it."""
+    factors = {"drift_factors": drift.factors(entry.plan), "foretold_factors": list(foretold)}
+    return {
+        "contention": {**contention(measurement, index, drift), **factors},
         "protocol": measurement.record(index),
         "gradient_error": entry.gradient_error,
         "exact_gradient_error": entry.exact_gradient_error,
     }
-    manifest = measured_manifest(scenario, entry.prediction, index, sealed, seed=seed, plan_sha256=entry.plan.sha256)
-    told = {"label": entry.label, "policy": entry.record, "twin_of": entry.twin_of}
-    manifest = manifest.model_copy(update={**told, "notes": list(notes), "provenance": found})
-    return Run(manifest=manifest, plan=entry.plan.document(), summary=summary, events=events)
 
 
 def measured_events(rows: Sequence[Row]) -> pd.DataFrame:

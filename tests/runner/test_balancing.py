@@ -29,8 +29,9 @@ from steelyard.sim.plan import Infeasible, Plan
 from steelyard.sim.spec import Scenario
 from steelyard.sim.view import Fixed, View, describe
 
+from .processes import workers
 from .test_pipeline_training import LAYERS, stage, whole
-from .test_survival import last, saved, struck, with_training, workers
+from .test_survival import last, saved, struck, with_training
 
 STEPS, EVERY, ASKED = 24, 8, 6
 PLANS: list[dict[str, Any]] = [

@@ -20,15 +20,11 @@ from steelyard.runner.resolving import job_of
 from steelyard.runner.runnable import lanes_of
 from steelyard.sim.spec import Scenario
 
+from .processes import workers
+
 pytestmark = pytest.mark.slow
 
 Driver = Callable[..., AbstractContextManager[subprocess.Popen[str]]]
-
-
-def workers_of(pid: int) -> list[psutil.Process]:
-    return [
-        each for each in psutil.Process(pid).children(recursive=True) if "steelyard.runner.worker" in each.cmdline()
-    ]
 
 
 def gradients_of(scenario: Scenario, lanes: list[NamedLane], plans: Sequence[list[list[int]]], folder: Path) -> Any:
@@ -112,7 +108,7 @@ def test_environment_caps_the_lane_and_stays_on_loopback() -> None:
 def wait_for_workers(process: subprocess.Popen[str], count: int = 2) -> list[psutil.Process]:
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        found = workers_of(process.pid)
+        found = workers(process.pid)
         if len(found) == count and all(len(each.net_connections("tcp")) > 0 for each in found):
             return found  # they have met: gloo's connections stand
         time.sleep(0.05)

@@ -19,7 +19,8 @@ from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
 from steelyard.sim.view import Fixed
 
-from .test_survival import events_of, last, same_bytes, saved, struck, with_training, workers
+from .processes import workers
+from .test_survival import events_of, last, same_bytes, saved, struck, with_training
 
 LAYERS, STEPS, EVERY = 4, 24, 8
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +23,8 @@ from steelyard.runner.runnable import lanes_of
 from steelyard.sim.device import GIB, Device
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
+
+from .processes import workers
 
 BLOCK = {"op": "block", "index": 0, "round": 0, "warmup": 1, "steps": 2, "offset": 0, "ranks": [0, 1]}
 
@@ -210,14 +211,7 @@ def test_a_driver_that_cannot_write_it_down_runs_no_plan(tiny_scenario: Scenario
 
     with pytest.raises(OSError, match="no space"):
         run_group(lanes_of(tiny_scenario), tasks, job, timeout_s=30.0, data=data, hold=Hold(1, look))
-    assert not [each for each in psutil.Process().children(recursive=True) if "steelyard.runner.worker" in _words(each)]
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
+    assert not workers()
 
 
 @pytest.mark.slow

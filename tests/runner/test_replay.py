@@ -36,6 +36,8 @@ from steelyard.sim.plan import Pipeline, Plan, Replica, Stage
 from steelyard.sim.spec import Scenario, load_scenario
 from steelyard.sim.view import Fixed, Policy
 
+from .processes import workers
+
 
 def fixed(scenario: Scenario, **sizes: Sequence[int]) -> Fixed:
     """The policy that always answers these micro-batches per lane."""
@@ -393,11 +395,7 @@ def workers_in_launch(process: subprocess.Popen[str], number: int) -> list[psuti
     seen: list[psutil.Process] = []
     launch = 0
     while process.poll() is None:
-        found = [
-            each
-            for each in psutil.Process(process.pid).children(recursive=True)
-            if "steelyard.runner.worker" in _words(each) and each not in seen
-        ]
+        found = [each for each in workers(process.pid) if each not in seen]
         if len(found) == 2 and all(_connected(each) for each in found):
             launch += 1
             seen += found
@@ -405,13 +403,6 @@ def workers_in_launch(process: subprocess.Popen[str], number: int) -> list[psuti
                 return seen
         time.sleep(0.05)
     raise AssertionError(process.communicate())
-
-
-def _words(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _connected(process: psutil.Process) -> bool:

@@ -22,7 +22,7 @@ import pytest
 from steelyard.results.errors import InputError, WorkerFailedError
 from steelyard.runner.chaos.blows import cut, exceed_memory
 from steelyard.runner.chaos.busy import Busy
-from steelyard.runner.chaos.leftovers import Holding, descendants
+from steelyard.runner.chaos.leftovers import Holding
 from steelyard.runner.checkpoint import Checkpoint
 from steelyard.runner.devices import NamedLane
 from steelyard.runner.isolation.capabilities import this_host
@@ -36,6 +36,8 @@ from steelyard.sim.device import Device, Wire
 from steelyard.sim.plan import Plan
 from steelyard.sim.spec import Scenario
 from steelyard.sim.view import Fixed
+
+from .processes import workers
 
 pytestmark = pytest.mark.slow
 
@@ -75,18 +77,6 @@ def same_bytes(one: Training, other: Training) -> bool:
 def events_of(runs: Path) -> list[Event]:
     folders = list(runs.glob("train-*"))
     return TrainingFolder(folders[0]).journal.read() if folders else []
-
-
-def workers(driver: int | None = None) -> list[psutil.Process]:
-    """The workers of a driver (by default this very process), by rank."""
-    found = []
-    for each in descendants(driver or os.getpid()):
-        try:
-            if "steelyard.runner.worker" in (words := each.cmdline()):
-                found.append((words[-1], each))
-        except psutil.NoSuchProcess:
-            continue
-    return [each for _, each in sorted(found, key=lambda pair: pair[0])]
 
 
 Strike = tuple[Callable[[list[Event]], bool], Callable[[psutil.Process], None]]
