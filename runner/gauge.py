@@ -15,7 +15,7 @@ from statistics import median
 from typing import Self
 
 from ..sim.cost import peak_memory_bytes, profiled_cost
-from ..sim.device import GIB, Device
+from ..sim.device import GIB, Device, GaugedSize
 from ..sim.disturbances import slowed
 from ..sim.estimate import Estimator
 from ..sim.plan import Plan
@@ -27,7 +27,7 @@ from .launch import LaunchResult, Task
 
 SECONDS = 0.3
 LEAST_STEPS = 3
-ROUNDS = 2
+ROUNDS = 3
 """Over all sizes, in each of the launches that a replay gauges before it predicts anything."""
 PLACES = (0.25, 0.5, 0.75, 1.0)
 """Of the sizes to gauge at among the calibrated ones. Not the smallest: their time is not that of the products."""
@@ -39,7 +39,7 @@ PLANS_PER_GAUGE = 3
 """Blocks of plans from one gauge to the next: a neighbour of the host comes and goes within seconds."""
 
 
-def gauge_tasks(scenario: Scenario, *, but: Collection[int] = ()) -> list[Task]:
+def gauge_tasks(scenario: Scenario, *, but: Collection[int] = (), every: bool = False) -> list[Task]:
     """The tasks that gauge all lanes at once, one per size, at some of the calibrated sizes that they have in common.
 
     A lane whose memory has no room for a step of the whole model at any of its sizes is left out: it waits meanwhile.
@@ -47,6 +47,7 @@ def gauge_tasks(scenario: Scenario, *, but: Collection[int] = ()) -> list[Task]:
     Args:
         scenario: of lanes with tables.
         but: sizes that will not do.
+        every: at all of them, from the first of the places on.
 
     Returns:
         No task where no size is left.
@@ -56,7 +57,8 @@ def gauge_tasks(scenario: Scenario, *, but: Collection[int] = ()) -> list[Task]:
     common = sorted(set[int].intersection(*(set(fitting[rank]) for rank in ranks))) if ranks else []
     if not common:
         return []
-    sizes = dict.fromkeys(common[round(place * (len(common) - 1))] for place in PLACES)
+    places = [round(place * (len(common) - 1)) for place in PLACES]
+    sizes = common[places[0] :] if every else list(dict.fromkeys(common[place] for place in places))
     return [
         {"op": "gauge", "micro_batch": size, "seconds": SECONDS, "least": LEAST_STEPS, "gauged": ranks}
         for size in sizes
@@ -104,13 +106,14 @@ class Gauged:
             scenario: of lanes with tables.
             run: runs the tasks of one launch.
         """
-        tasks = ROUNDS * gauge_tasks(scenario)
+        tasks = ROUNDS * gauge_tasks(scenario, every=True)
         return cls(scenario, [run(tasks) for _ in range(scenario.replay.gauge_launches)] if tasks else [])
 
     def at_present_speed(self, but: Collection[int] = ()) -> tuple[Scenario, list[str]]:
         """The scenario with its lanes as fast as they are now, which may be long after their calibration.
 
-        Lanes within the noise stay as they are.
+        Lanes within the noise stay as they are. What steps of one size take beside those of others, of what the tables
+        say, is kept for later gauges: they are at fewer sizes, and hold each against its own.
 
         Args:
             but: sizes of plans that are predicted from it, whose own time must not tell it.
@@ -123,7 +126,29 @@ class Gauged:
         percent = Drift.of(self.scenario, self.launches, but).percent
         factors, notes = beyond_noise({name: 1 + each / 100 for name, each in percent.items()}, "{} takes")
         cluster = slowed(self.scenario.cluster, factors)
-        return self.scenario.model_copy(update={"cluster": cluster}), notes
+        nodes = [
+            node.model_copy(update={"devices": [self._biased(device, but) for device in node.devices]})
+            for node in cluster.nodes
+        ]
+        return self.scenario.model_copy(update={"cluster": cluster.model_copy(update={"nodes": nodes})}), notes
+
+    def _biased(self, device: Device, but: Collection[int]) -> Device:
+        """A device that knows what its gauge finds at each size, beside the median of the sizes of the same round."""
+        rank = [each.name for each in self.scenario.cluster.devices].index(device.name)
+        table = {size: seconds for size, seconds in _work_s(device).items() if size not in but}
+        found: dict[int, list[float]] = {}
+        for launch in self.launches:
+            blocks = _ratios(launch, rank, table)
+            sizes = len({size for size, _ in blocks})
+            for start in range(0, len(blocks), max(1, sizes)):
+                own = blocks[start : start + sizes]
+                middle = median(ratio for _, ratio in own)
+                for size, ratio in own:
+                    found.setdefault(size, []).append(ratio / middle)
+        if device.profile is None or not found:
+            return device
+        gauged = [GaugedSize(micro_batch=size, bias=median(ratios)) for size, ratios in sorted(found.items())]
+        return device.model_copy(update={"profile": device.profile.model_copy(update={"gauged": gauged})})
 
 
 def beyond_noise(
@@ -197,26 +222,31 @@ class Drift:
 
 def _medians(launch: LaunchResult, tables: Mapping[str, dict[int, float]]) -> Iterator[tuple[str, float]]:
     for rank, (name, table) in enumerate(tables.items()):
-        if ratios := _ratios(launch, rank, table):
+        if ratios := [ratio for _, ratio in _ratios(launch, rank, table)]:
             yield name, median(ratios)
 
 
-def _ratios(launch: LaunchResult, rank: int, table: Mapping[int, float]) -> list[float]:
-    """Per block, the median step over what the table says of its size: small sizes have more steps, and no more say."""
+def _ratios(launch: LaunchResult, rank: int, table: Mapping[int, float]) -> list[tuple[int, float]]:
+    """Per block its size, and the median step over what the table says: small sizes have more steps, no more say."""
     return [
-        median(forward + backward for forward, backward in steps) / table[size]
+        (size, median(forward + backward for forward, backward in steps) / table[size])
         for size, steps in step_blocks(launch, rank, "gauge")
         if size in table and steps
     ]
 
 
 def _work_s(device: Device) -> dict[int, float]:
-    """Forward and backward seconds by calibrated size, as predictions read the table, at the device's speed."""
+    """Forward and backward seconds by calibrated size, as predictions read the table, at the device's speed.
+
+    Where the gauge has found what a size takes beside the others, that is in them.
+    """
     if (profile := device.profile) is None:
         return {}
     read = profiled_cost(device.name, profile, device.slowdown)
+    bias = {each.micro_batch: each.bias for each in profile.gauged}
     # Refined tables are of passes within plans; the gauge's are bare ones, as at calibration.
     return {
-        size: read.forward.at(size) / profile.forward_factor + read.backward.at(size) / profile.backward_factor
+        size: bias.get(size, 1.0)
+        * (read.forward.at(size) / profile.forward_factor + read.backward.at(size) / profile.backward_factor)
         for size in sorted(point.micro_batch for point in profile.points)
     }

@@ -92,15 +92,16 @@ def in_steps(
         workload: whose gradients the blocks sum.
         results: of the calibration's launches; without such blocks the tables stay.
     """
-    seconds = [each for launch in results for each in _within_steps_s(launch)]
-    if not tables or not seconds:
+    blocks = [each for launch in results for each in _within_steps_s(launch)]
+    if not tables or not blocks:
         return list(tables)
-    factor = median(seconds) / interpolate(tables[0].points, workload.gradient_bytes)
-    return [table.within_steps(factor) for table in tables]
+    factor = median(map(median, blocks)) / interpolate(tables[0].points, workload.gradient_bytes)
+    residuals = thin([each / median(block) - 1 for block in blocks for each in block])
+    return [table.within_steps(factor, residuals) for table in tables]
 
 
-def _within_steps_s(launch: LaunchResult) -> list[float]:
-    """Per block of steps that sum gradients over all members, the median time from the last entry to the last exit."""
+def _within_steps_s(launch: LaunchResult) -> list[list[float]]:
+    """Per block of steps that sum gradients over all members, each one's time from the last entry to the last exit."""
     blocks = zip(*(launch.of("block", rank) for rank in range(len(launch.answers))), strict=True)
     found = []
     for block in blocks:
@@ -108,7 +109,7 @@ def _within_steps_s(launch: LaunchResult) -> list[float]:
         spans = [[each for own in step for each in own if each[0] == "communication"] for step in steps]
         whole = [step for step in spans if len(step) == len(block)]
         if whole:
-            found.append(median(_together_s((start, end) for _, _, start, end, *_ in step) for step in whole))
+            found.append([_together_s((start, end) for _, _, start, end, *_ in step) for step in whole])
     return found
 
 

@@ -79,6 +79,14 @@ class WakePoint(Spec):
     """Size of the steps that it was measured with: not for plans that use it."""
 
 
+class GaugedSize(Spec):
+    """What the steps of a size took when the lane was gauged at all sizes."""
+
+    micro_batch: Count
+    bias: Positive
+    """How many times as long as the table says, the lane's speed over all sizes apart."""
+
+
 class Profile(Spec):
     """What was measured of one workload on one device."""
 
@@ -92,6 +100,8 @@ class Profile(Spec):
     """measured / fitted - 1 of single compute segments within a launch: the noise of a step."""
     launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
     """The same of whole launches: how far one fresh process is from the next."""
+    gauged: list[GaugedSize] = Field(default_factory=list)
+    """What later gauges are held against beside the table; predictions do not know it."""
     launch_groups: Count = 1
     """So many of these in a row are of one launch."""
     waking: list[WakePoint] = Field(default_factory=list)
@@ -351,6 +361,8 @@ class CollectiveTable(Spec):
     """Machines that the ``ranks`` were on, equally many on each."""
     points: Annotated[list[CollectivePoint], Field(min_length=2, max_length=10_000)]
     step_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
+    apart_step_residuals: list[Residual] = Field(default_factory=list)
+    """The same as it was timed apart, where ``step_residuals`` are those of steps of the model."""
     launch_residuals: list[Residual] = Field(default_factory=lambda: [0.0])
     step_factor: Positive = 1.0
     """What the times were multiplied by because steps of the model showed it; 1: they are as timed, apart from it."""
@@ -361,13 +373,16 @@ class CollectiveTable(Spec):
         points = [point.model_copy(update={"seconds": factor * point.seconds}) for point in self.points]
         return self.model_copy(update={"points": points})
 
-    def within_steps(self, factor: float) -> Self:
-        """The table of a collective that takes so many times as long in steps of the model as this one says."""
-        return self.scaled(factor).model_copy(update={"step_factor": factor * self.step_factor})
+    def within_steps(self, factor: float, residuals: Sequence[float] = ()) -> Self:
+        """The table of a collective that takes so many times as long in steps of the model, with such a spread."""
+        spread = {"step_residuals": list(residuals), "apart_step_residuals": self.step_residuals} if residuals else {}
+        return self.scaled(factor).model_copy(update={"step_factor": factor * self.step_factor, **spread})
 
     def apart(self) -> Self:
         """The table as it was timed, without what steps of the model showed."""
-        return self.scaled(1 / self.step_factor).model_copy(update={"step_factor": 1.0})
+        residuals = self.apart_step_residuals or self.step_residuals
+        update = {"step_factor": 1.0, "step_residuals": residuals, "apart_step_residuals": []}
+        return self.scaled(1 / self.step_factor).model_copy(update=update)
 
     @model_validator(mode="after")
     def _who(self) -> Self:

@@ -22,13 +22,14 @@ HALVINGS = 60
 def extra_s(points: Sequence[WakePoint], blocked_s: float) -> float:
     """Seconds that the work after a collective takes longer, its member having been blocked in it for so long.
 
-    Straight between the measured points, level beyond them; a table is not read as a rule for what nobody measured.
+    Straight between the measured points, and from nothing at no wait to the first one; level beyond the last. Were it
+    level below the first, a lane of which only its longest wait is not held out would pay for that in every step.
     """
     if not points:
         return 0.0
     ordered = sorted(points, key=lambda point: point.blocked_s)
     if blocked_s <= ordered[0].blocked_s:
-        return ordered[0].extra_s
+        return ordered[0].extra_s * blocked_s / ordered[0].blocked_s
     for low, high in pairwise(ordered):
         if blocked_s <= high.blocked_s:
             part = (blocked_s - low.blocked_s) / (high.blocked_s - low.blocked_s)

@@ -133,14 +133,14 @@ def test_a_points_luck_at_calibration_is_no_drift(tiny_scenario: Scenario, place
 
 def test_the_sizes_of_plans_do_not_tell_their_speed(tiny_scenario: Scenario) -> None:
     """One size became slower: the plans that do not use it hear of it, those that use it do not."""
-    scenario = asking(tiny_scenario, 1)
+    scenario, slow = asking(tiny_scenario, 1), [17, 23, 31]
 
     def run(tasks: Sequence[Task]) -> LaunchResult:
         found = launch_of(scenario, [1.0, 1.0], tasks)
         slower = launch_of(scenario, [1.5, 1.5], tasks)
         answers = [
             [
-                late if task.get("micro_batch") in (23, 31) else own
+                late if task.get("micro_batch") in slow else own
                 for task, own, late in zip(found.tasks, a, b, strict=True)
             ]
             for a, b in zip(found.answers, slower.answers, strict=True)
@@ -148,9 +148,38 @@ def test_the_sizes_of_plans_do_not_tell_their_speed(tiny_scenario: Scenario) -> 
         return LaunchResult(found.tasks, answers)
 
     gauge = Gauged.by(scenario, run)
-    assert {23, 31} <= {task["micro_batch"] for task in gauge_tasks(scenario)}
+    assert {*slow} < {task["micro_batch"] for task in gauge_tasks(scenario, every=True)}
     assert any(device.slowdown > 1 for device in gauge.at_present_speed()[0].cluster.devices)
-    assert gauge.at_present_speed(but=[23, 31]) == (scenario, [])
+    found, notes = gauge.at_present_speed(but=slow)
+    assert notes == []
+    assert all(device.slowdown == 1 for device in found.cluster.devices)
+
+
+@given(bias=st.dictionaries(st.sampled_from([5, 11, 17, 23, 31]), st.floats(0.9, 1.1)), level=st.floats(0.5, 2.0))
+def test_later_gauges_at_few_sizes_are_held_against_what_each_size_took(
+    tiny_scenario: Scenario, bias: dict[int, float], level: float
+) -> None:
+    """A table whose points are off: the speed is told by how much each size takes longer than before."""
+    scenario = asking(tiny_scenario, 2)
+
+    def run(tasks: Sequence[Task], times: float = 1.0) -> LaunchResult:
+        by_size = {size: launch_of(scenario, [times * each] * 2, tasks) for size, each in bias.items()}
+        plain = launch_of(scenario, [times, times], tasks)
+        sizes = [task.get("micro_batch", 0) for task in plain.tasks]
+        answers = [
+            [by_size.get(size, plain).answers[rank][number] for number, size in enumerate(sizes)] for rank in range(2)
+        ]
+        return LaunchResult(plain.tasks, answers)
+
+    present, _ = Gauged.by(scenario, run).at_present_speed()
+    few = gauge_tasks(present, but=[11, 23])
+    found = Drift.of(present, [run(2 * few, level)])
+    same = Drift.of(present, [run(2 * few)])
+    for name, factor in found.launches[0].items():
+        assert factor / same.launches[0][name] == pytest.approx(level)
+    assert Scenario.model_validate(present.model_dump(mode="json")) == present
+    if all(device.slowdown == 1 for device in present.cluster.devices):
+        assert all(abs(factor - 1) <= NOISE_PERCENT / 100 + 1e-9 for factor in same.launches[0].values())
 
 
 @given(percent=st.floats(-40, 90).filter(lambda percent: abs(abs(percent) - NOISE_PERCENT) > 1e-6))
@@ -206,7 +235,7 @@ def test_without_launches_for_it_tables_are_taken_as_they_are(tiny_scenario: Sce
 def test_tables_that_are_far_off_are_not_scaled(tiny_scenario: Scenario, factor: float) -> None:
     asked = asking(tiny_scenario, 1)
     found, notes = Gauged.by(asked, lambda tasks: launch_of(asked, [1.0, factor], tasks)).at_present_speed()
-    assert found == asked
+    assert [device.slowdown for device in found.cluster.devices] == [1.0, 1.0]
     assert "calibrate again" in notes[0]
 
 

@@ -36,9 +36,11 @@ TABLES = st.lists(st.tuples(st.floats(1e-4, 0.2), st.floats(0, 0.02)), max_size=
 )
 
 
-def test_between_the_points_and_level_beyond_them() -> None:
+def test_straight_to_and_between_the_points_and_level_beyond_them() -> None:
     assert extra_s([], 1.0) == 0.0
-    assert extra_s(TABLE, 0.0) == 0.0005
+    assert extra_s(TABLE, 0.0) == 0.0
+    assert extra_s(TABLE, 0.001) == pytest.approx(0.00025)
+    assert extra_s(TABLE, 0.002) == 0.0005
     assert extra_s(TABLE, 0.02) == 0.004
     assert extra_s(TABLE, 0.011) == pytest.approx(0.00225)
     assert extra_s(TABLE, 9.0) == 0.005
