@@ -18,6 +18,7 @@ from ...results.pooled import CaseResult, Observation, SuiteResult, suite_result
 from ...results.record import Run
 from ...results.store import code_version, read_text, to_json, write_text
 from ...results.suite_report import suite_report
+from ...sim.adaptive import is_eventful
 from ...sim.spec import MAX_INPUT_BYTES, Scenario, scenario_from
 from ..calibrate import Report, Tick, calibrate
 from ..history import remember
@@ -136,7 +137,8 @@ def run_case(
                 policies,
                 runs,
                 seed=seed,
-                budget_s=left_s,
+                # Runs that change under way are whole: with one of five left out nothing of the suite would be judged.
+                budget_s=None if is_eventful(scenario) else left_s,
                 notes=notes,
                 report=report,
                 tick=tick,
