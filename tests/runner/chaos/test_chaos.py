@@ -403,22 +403,22 @@ def changed(scenario: Scenario, name: str) -> Scenario:
         "rebalance": scenario.model_copy(update={"rebalance": Rebalance(every_steps=5)}),
         "workload.dtype": scenario.model_copy(update={"workload": workload}),
         "cluster device full": on_another_machine(scenario),
-        "zero": scenario,
+        "sync_every": scenario,
     }[name]
 
 
-def sharded(scenario: Scenario) -> Fixed:
-    """Gradients in shards, one on each lane."""
+def local(scenario: Scenario) -> Fixed:
+    """Lanes that train alone for some steps."""
     plan = Plan.data_parallel(scenario.workload, {"full": 15, "sse": 15})
-    return Fixed(plan.model_copy(update={"zero": 2}))
+    return Fixed(plan.model_copy(update={"sync_every": 4}))
 
 
-@pytest.mark.parametrize("path", ["disturbances", "rebalance", "workload.dtype", "cluster device full", "zero"])
+@pytest.mark.parametrize("path", ["disturbances", "rebalance", "workload.dtype", "cluster device full", "sync_every"])
 def test_what_cannot_be_trained_is_refused_before_anything_is_begun(
     tiny_scenario: Scenario, tmp_path: Path, path: str
 ) -> None:
     scenario, said = changed(tiny_scenario, path), list[str]()
-    policy = sharded(scenario) if path == "zero" else make_policy("uniform")
+    policy = local(scenario) if path == "sync_every" else make_policy("uniform")
     with pytest.raises(InputError) as caught:
         storm(scenario, policy, "uniform", tmp_path, kills=1, hangs=0, seed=0, report=said.append)
     assert caught.value.path == path
