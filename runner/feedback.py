@@ -24,7 +24,7 @@ from ..sim.plan import Plan
 from ..sim.residuals import Bias, HeldOut, Key, Residual, fit_biases, held_out
 from ..sim.workload import Workload
 from .blocks import MAX_RESIDUALS
-from .calibrations import Calibration, refined_path
+from .calibrations import Calibration, base_digest, refined_path
 from .held_out import LEAST_POINTS
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def refine(calibration: Calibration, runs: Sequence[Run], workload: Workload) ->
     }
     cluster = cluster.model_copy(update=fitted)
     feedback = {
-        "base": digest(calibration.cluster.model_dump(mode="json")),
+        "base": base_digest(calibration),
         "runs": {run.manifest.run_id: digest(run.summary.model_dump(mode="json")) for run, _ in telling},
         "factors": {f"{key.device} {key.kind}": bias.factor for key, bias in biases.items()},
         "held_out": judged._asdict() if judged is not None else {},

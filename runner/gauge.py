@@ -80,8 +80,9 @@ def not_gauged(scenario: Scenario) -> list[str]:
 
 
 def _fitting(scenario: Scenario, device: Device, but: Collection[int] = ()) -> list[int]:
-    """The calibrated sizes at which a lane has room for what a gauge holds."""
-    sizes = (size for size in _work_s(device) if size not in but)
+    """The calibrated sizes at which a lane has room for what a gauge holds; once it was gauged, of those alone."""
+    gauged = {each.micro_batch for each in device.profile.gauged} if device.profile is not None else set()
+    sizes = (size for size in _work_s(device) if size not in but and (not gauged or size in gauged))
     return [size for size in sizes if _needed_bytes(scenario.workload, size) <= device.memory_bytes]
 
 
@@ -147,7 +148,11 @@ class Gauged:
                     found.setdefault(size, []).append(ratio / middle)
         if device.profile is None or not found:
             return device
-        gauged = [GaugedSize(micro_batch=size, bias=median(ratios)) for size, ratios in sorted(found.items())]
+        before = {each.micro_batch: each.bias for each in device.profile.gauged}  # the table above has it already
+        gauged = [
+            GaugedSize(micro_batch=size, bias=before.get(size, 1.0) * median(ratios))
+            for size, ratios in sorted(found.items())
+        ]
         return device.model_copy(update={"profile": device.profile.model_copy(update={"gauged": gauged})})
 
 

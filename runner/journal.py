@@ -101,6 +101,8 @@ class Attempt:
     number: int
     done: dict[str, int] = field(default_factory=dict)
     begun: set[str] = field(default_factory=set)
+    idle: set[str] = field(default_factory=set)
+    """Lanes that have not done a step since the last question."""
     saved_step: int = 0
     began_s: float = field(default_factory=time.monotonic)
     safe_s: float | None = None
@@ -115,8 +117,10 @@ class Attempt:
         word, *rest = line.split(" ", 2)
         if word == "alive":
             self.done[lane] = self.done.get(lane, 0) + 1
+            self.idle.discard(lane)
         elif word == "asked":
-            self.done[lane] = int(rest[0]) - self.from_step  # whoever has no part just now says nothing of steps
+            self.done[lane] = int(rest[0]) - self.from_step
+            self.idle.add(lane)  # whoever has no part from there on says nothing of steps
         elif word == "begun":
             self.begun.add(lane)
             if len(self.begun) == len(self.members):
@@ -132,7 +136,8 @@ class Attempt:
     @property
     def reached(self) -> int:
         """The last step that every member has done, as far as they said."""
-        return max(self.saved_step, self.from_step + min(self.done.get(name, 0) for name in self.members))
+        names = [name for name in self.members if name not in self.idle] or self.members
+        return max(self.saved_step, self.from_step + min(self.done.get(name, 0) for name in names))
 
     def fail(self, fault: Fault) -> None:
         """Write down what went wrong, and what is lost by it."""

@@ -142,7 +142,7 @@ def calibrate_operators(
         InputError: torch is not installed, or the file is damaged or of another machine.
         WorkerFailedError: a lane died while it was measured.
     """
-    if path.is_file() and not again and parse_file(path).get("schema_version") != FORMER:
+    if path.is_file() and not again and not _outdated(path):
         found = read_tables(path, force=force)
         if set(found) == {lane.name for lane in lanes}:
             return found
@@ -350,6 +350,12 @@ def tables_path(runs: Path, lanes: Sequence[NamedLane], dtype: str) -> Path:
     return (
         runs / "calibrations" / f"operators-{digest([lane.model_dump(mode='json') for lane in lanes])[:8]}-{dtype}.toml"
     )
+
+
+def _outdated(path: Path) -> bool:
+    """Whether tables were measured on this machine by a former version."""
+    document = parse_file(path)
+    return document.get("schema_version") == FORMER and document.get("fingerprint") == fingerprint()
 
 
 def write_tables(path: Path, tables: Mapping[str, OperatorTable]) -> None:

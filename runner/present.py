@@ -83,7 +83,7 @@ def at_known_speed(scenario: Scenario) -> Scenario | None:
     contrasts (1876, recalled): one less than a launch has residuals, of the same variance, without the launch's mean.
 
     Returns:
-        None where no lane has such residuals: tables that were measured by a former version, or refined.
+        None where no lane has such residuals: tables of a former version, of a single launch, or refined.
     """
     wider = math.sqrt(1 + BLOCKS_PER_PLAN / (ROUNDS * len(PLACES)))
     count = 0

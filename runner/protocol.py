@@ -33,7 +33,7 @@ DRIFT_PERCENT = 5.0
 """A host that runs this much faster or slower than the tables say is not the host that was predicted for."""
 PROTOCOL_VERSION = 3
 """Cases of suites that were measured otherwise are measured anew. 2: launches begin with gauges. 3: predictions have
-intervals of launches whose speed is known."""
+intervals of launches whose speed is known, gauges know what each size took."""
 MOST_TWINS = 3
 PLANS_PER_TWIN = 3
 """One A/A twin for so many plans."""

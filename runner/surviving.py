@@ -179,6 +179,7 @@ def training_tasks(course: Course, checkpoint: Checkpoint | None, place: Path | 
     start = checkpoint.manifest.step if checkpoint else 0
     divided = division(about.divided, about.scenario.workload, [lane.name for lane in course.lanes])
     replanned = checkpoint is not None and checkpoint.manifest.plan_sha256 != about.identity["plan_sha256"]
+    points = course.balancing.points if course.balancing is not None else []
     tasks: list[Task] = [
         {
             "op": "begin",
@@ -187,10 +188,10 @@ def training_tasks(course: Course, checkpoint: Checkpoint | None, place: Path | 
             "checkpoint": str(checkpoint.folder.resolve()) if checkpoint else None,
             "replanned": replanned,
             "division": {**divided, "identity": about.identity} if place is not None else None,
+            "asks": bool(points),
             "seed": about.scenario.seed,
         }
     ]
-    points = course.balancing.points if course.balancing is not None else []
     saving = {"folder": str(course.store.folder.resolve()), "keep": course.store.keep, "identity": about.identity}
     if place is not None:  # from here on the members know
         divided = {}

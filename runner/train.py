@@ -235,7 +235,7 @@ def replanned(about: About, policy: Policy) -> About:
     if adapts and about.adapts and record == about.policy:  # it goes on with what it has come to
         return about
     plan = _plan_of(about.scenario, policy)
-    about = about.model_copy(update={"adapts": adapts, "policy": record})
+    about = about.model_copy(update={"adapts": adapts, "policy": record, "plan_changes": 0})
     if plan.sha256 == about.divided.sha256:
         return about
     if about.scenario.training.dropout > 0:

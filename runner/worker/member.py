@@ -27,8 +27,9 @@ Segment = tuple[str, int, float, float, float, int]
 
 WALL_OVER_CPU = 1.05
 """A compute segment that takes this much longer than its processor time was disturbed."""
-PATIENCE = 30
-"""A member waits in a collective for so many times as long as the driver lets the whole group be silent."""
+FOR_LONG = timedelta(days=7)
+"""A member waits in a collective for so long: a lane that has nothing to do waits until the training ends. Whether a
+group hangs is for the driver to see, by its signs of life."""
 CLOCK_S = 1e-4
 """What the clocks and their reading may add to a segment."""
 RETRIED_SHARE = 0.2
@@ -65,9 +66,11 @@ class Member:
         self.loss_parts: list[float] = []
         """This member's part of the losses since then."""
         self.busy_s = self.train_s = 0.0
+        self.absent_busy_s: dict[str, float] = {}
+        """Of lanes that had a part in the training before it was divided as it is now."""
         self.division: dict[str, Any] | None = None
         """How the work is divided at present, in a training that may change that under way."""
-        self.asks = True
+        self.asks = False
         """Whether it may change it once more."""
         self.untold: list[list[Segment]] = []
         """Segments of the steps since the last question."""
@@ -128,18 +131,16 @@ class Member:
             import torch.distributed as dist
 
             with self.state.waits():
-                self.groups[key] = dist.new_group(list(key), timeout=self.timeout)
+                self.groups[key] = dist.new_group(list(key), timeout=FOR_LONG)
         return self.groups.get(key)
 
     def _join(self) -> None:
         import torch.distributed as dist
 
-        # Long: a lane that has nothing to do waits for the others. The driver watches their signs of life.
-        self.timeout = timedelta(seconds=PATIENCE * self.job["timeout_s"])
         store = self._store()
-        dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.world, timeout=self.timeout)
+        dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.world, timeout=FOR_LONG)
         for ranks in sorted({tuple(task["ranks"]) for task in self.job["tasks"] if len(task.get("ranks", ())) > 1}):
-            self.groups[ranks] = dist.new_group(list(ranks), timeout=self.timeout)
+            self.groups[ranks] = dist.new_group(list(ranks), timeout=FOR_LONG)
 
     def _store(self) -> Any:
         """Where the members find each other: a file, or for several machines the store that these share.

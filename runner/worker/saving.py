@@ -35,10 +35,10 @@ def begin(member: Member, task: dict[str, Any]) -> dict[str, Any]:
     """Stand where a checkpoint stands, or at the very beginning, with random numbers of the member's own."""
     part, folder = part_of(member, task), task["checkpoint"] and Path(task["checkpoint"])
     if task["division"] is not None:
-        member.division = task["division"]
+        member.division, member.asks = task["division"], task["asks"]
         member.group(range(member.world))
     if part is not None and folder is not None:
-        restore(member, part, folder, replanned=task["replanned"], seed=task["seed"])
+        restore(member, part, folder, task)
     else:
         seed_random(member, task["seed"], task["step"])
     if part is None and folder is not None:  # it may be given a part later
@@ -65,6 +65,7 @@ def checkpoint(member: Member, task: dict[str, Any]) -> dict[str, Any]:
         absent_busy_s = {lanes[rank]["name"]: struct.unpack("<d", computed[rank])[0] for rank in absent}
     elif part is not None:
         share_losses(member, ranks)
+        absent_busy_s = member.absent_busy_s
     if part is None:
         return {}
     state, random = state_bytes(member, part), random_bytes(member)
@@ -133,24 +134,27 @@ def commit(
     return True
 
 
-def restore(member: Member, part: Part, folder: Path, *, replanned: bool, seed: int) -> None:
+def restore(member: Member, part: Part, folder: Path, task: dict[str, Any]) -> None:
     """Take weights, optimizer, random states and losses from a checkpoint.
 
-    ``replanned``: the members hold other things than when it was written. Each then takes what it holds from the first
-    of those that held it, whom the others equal up to rounding, and their random numbers begin anew.
+    Where the task says ``replanned``, the members hold other things than when it was written. Each then takes what it
+    holds from the first of those that held it, whom the others equal up to rounding; random numbers begin anew.
 
     Raises:
         DamagedError: the checkpoint has changed since the driver proved it, or lacks something.
     """
-    manifest = read_manifest(folder)
+    manifest, ranks, replanned = read_manifest(folder), task["ranks"], task["replanned"]
     own = next((each for each in manifest.parts if each.rank == member.rank), None)
     sources = manifest.parts if replanned or own is None else [own]
     load_state(member, part, collected(folder, manifest, [each.state for each in sources], needed(member, part)))
     if replanned or own is None:
-        seed_random(member, seed, manifest.step)
+        seed_random(member, task["seed"], manifest.step)
     else:
         load_random(member, read_proven(folder / own.random, manifest.files[own.random]))
     member.busy_s = computed_s(member, manifest)
+    present = {member.job["lanes"][rank]["name"] for rank in ranks}
+    known = {**manifest.absent_busy_s, **{each.lane: each.busy_s for each in manifest.parts}}
+    member.absent_busy_s = {lane: busy_s for lane, busy_s in known.items() if lane not in present}
     member.train_s = max(each.train_s for each in manifest.parts)
     member.losses = losses_of(folder, manifest)
 

@@ -234,6 +234,11 @@ def test_all_reduces_are_as_slow_as_in_steps_whatever_their_splits(factor: float
         [*apart.tasks, *block.tasks], [[*a, *b] for a, b in zip(apart.answers, block.answers, strict=True)]
     )
     (found,) = in_steps([table], workload, [both, apart])
+    assert found.step_residuals == pytest.approx([0.0] * len(found.step_residuals), abs=1e-9)
+    assert found.apart() == table.model_copy(update={"points": found.apart().points})
+    again = found.within_steps(1.2)
+    assert again.step_residuals == found.step_residuals
+    assert again.apart().step_residuals == table.step_residuals
     for point, before in zip(found.points, table.points, strict=True):
         assert point.seconds == pytest.approx(factor * before.seconds, rel=1e-6)
     assert in_steps([table], workload, [apart]) == [table]
