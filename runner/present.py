@@ -21,7 +21,7 @@ from ..sim.device import Device
 from ..sim.plan import Plan
 from ..sim.spec import Scenario
 from .calibrate import BLOCKS_PER_PLAN
-from .gauge import PLACES, Drift, gauge_tasks
+from .gauge import Drift, gauge_tasks
 from .launch import Hold, LaunchResult, Task
 
 ROUNDS = 2
@@ -79,13 +79,13 @@ def at_known_speed(scenario: Scenario) -> Scenario | None:
     """The scenario with the noise that is left in launches whose gauges have told how fast they are.
 
     At calibration a launch has several residuals, each of as many blocks as a plan has in a launch. What they differ by
-    within their launch is that noise, with the gauge's own, which is of a few blocks, too. It is kept as Helmert's
-    contrasts (1876, recalled): one less than a launch has residuals, of the same variance, without the launch's mean.
+    within their launch is that noise, with the gauge's own, which is of one moment of the launch. It is kept as
+    Helmert's contrasts (1876, recalled): one less than a launch has residuals, of the same variance, without its mean.
 
     Returns:
         None where no lane has such residuals: tables of a former version, of a single launch, or refined.
     """
-    wider = math.sqrt(1 + BLOCKS_PER_PLAN / (ROUNDS * len(PLACES)))
+    wider = math.sqrt(1 + BLOCKS_PER_PLAN)  # the gauge's blocks follow each other within seconds: one moment, one block
     count = 0
 
     def steady(device: Device) -> Device:

@@ -132,7 +132,7 @@ def test_where_the_speed_of_a_launch_is_known_only_what_lies_within_launches_is_
     assert left(moved) == pytest.approx(found, abs=1e-9)
     assert len(found) == 2 * len(launches)
     deviations = [each - sum(launch) / 3 for launch in launches for each in launch]
-    gauged = 1 + 3 / 8  # blocks of a plan over those of the gauge
+    gauged = 1 + 3  # blocks of a plan, and of a gauge that is made within one
     assert sum(each**2 for each in found) == pytest.approx(gauged * sum(each**2 for each in deviations), abs=1e-12)
     assert at_known_speed(with_noise(own, 1)) is None
 
