@@ -204,7 +204,7 @@ def test_divided_anew_it_is_the_same_but_for_rounding(
         each.unlink()
     final.rmdir()
     alone = resume(whole.folder, policy=fixed(scenario, {"full": 30}))
-    assert alone.utilisation["sse"] == 0
+    assert 0 < alone.utilisation["sse"] < 1  # of the half that it had a part in
     assert alone.losses[:30] == whole.losses[:30]
     assert alone.losses[30:] == pytest.approx(whole.losses[30:], rel=1e-6)
     assert any("divided anew" in note for note in alone.notes)
