@@ -127,11 +127,8 @@ class Gauged:
         percent = Drift.of(self.scenario, self.launches, but).percent
         factors, notes = beyond_noise({name: 1 + each / 100 for name, each in percent.items()}, "{} takes")
         cluster = slowed(self.scenario.cluster, factors)
-        nodes = [
-            node.model_copy(update={"devices": [self._biased(device, but) for device in node.devices]})
-            for node in cluster.nodes
-        ]
-        return self.scenario.model_copy(update={"cluster": cluster.model_copy(update={"nodes": nodes})}), notes
+        biased = cluster.changed(lambda device: self._biased(device, but))
+        return self.scenario.model_copy(update={"cluster": biased}), notes
 
     def _biased(self, device: Device, but: Collection[int]) -> Device:
         """A device that knows what its gauge finds at each size, beside the median of the sizes of the same round."""

@@ -36,11 +36,7 @@ def hold_out(scenario: Scenario, plans: Iterable[Plan]) -> Scenario:
             )
         return device.model_copy(update={"profile": kept, "layer_profile": layers_without(device, sizes, staged)})
 
-    nodes = [
-        node.model_copy(update={"devices": [reduce(device) for device in node.devices]})
-        for node in scenario.cluster.nodes
-    ]
-    return scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+    return scenario.model_copy(update={"cluster": scenario.cluster.changed(reduce)})
 
 
 def sizes_in(plans: Iterable[Plan]) -> set[int]:

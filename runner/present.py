@@ -99,11 +99,7 @@ def at_known_speed(scenario: Scenario) -> Scenario | None:
         left = [wider * each for launch in launches for each in contrasts(launch)]
         return device.model_copy(update={"profile": profile.model_copy(update={"launch_residuals": left})})
 
-    nodes = [
-        node.model_copy(update={"devices": [steady(device) for device in node.devices]})
-        for node in scenario.cluster.nodes
-    ]
-    known = scenario.model_copy(update={"cluster": scenario.cluster.model_copy(update={"nodes": nodes})})
+    known = scenario.model_copy(update={"cluster": scenario.cluster.changed(steady)})
     return known if count else None
 
 

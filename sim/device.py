@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from operator import itemgetter
 from typing import Annotated, Literal, Self
@@ -443,6 +443,11 @@ class Cluster(Spec):
     """Ids of the measured runs that the tables were refined by: they cannot judge what these tables predict."""
     fitted_plans: Annotated[list[Name], Field(max_length=100_000)] = Field(default_factory=list)
     """SHA-256 of those runs' plans: measured once more, they judge a fit all the same."""
+
+    def changed(self, change: Callable[[Device], Device]) -> Self:
+        """The cluster with every device as something makes it of what it is."""
+        nodes = [node.model_copy(update={"devices": list(map(change, node.devices))}) for node in self.nodes]
+        return self.model_copy(update={"nodes": nodes})
 
     @cached_property
     def devices(self) -> tuple[Device, ...]:
